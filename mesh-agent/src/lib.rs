@@ -1,0 +1,23 @@
+//! Malha's node agent: capture, tunnel, HTTP engine, configuration.
+//!
+//! Modules by rank (an import may only point to a lower one): see ARCHITECTURE.md.
+
+pub mod model;
+
+pub mod authz;
+pub mod balance;
+pub mod capture;
+pub mod config;
+pub mod identity;
+pub mod telemetry;
+
+pub mod tunnel;
+
+pub mod http;
+
+pub mod proxy;
+
+pub mod admin;
+pub mod cli;
+
+pub mod agent;

@@ -1,0 +1,45 @@
+//! The compiled values that the data path reads. No I/O, no async, no lock, no clock, and no
+//! Kubernetes type: `config` turns objects into these, everything else only reads them.
+//!
+//! Invariant: a [`Snapshot`] is a value. Once published, nothing in it changes.
+
+mod identity;
+mod policy;
+mod route;
+mod service;
+mod snapshot;
+mod traffic;
+mod workload;
+
+pub use identity::{SpiffeError, SpiffeId};
+pub use policy::{MtlsMode, PeerPolicy};
+pub use route::{
+    Action, DirectResponse, Forward, HeaderEdit, HeaderOps, HostPattern, HttpMatch, HttpRule,
+    KeyMatch, PathRewrite, Redirect, RedirectPath, RedirectPort, Rewrite, StringMatch,
+    VirtualService, Visibility, WeightedDestination, path_of,
+};
+pub use service::{Endpoint, Protocol, Service, ServiceKey, ServiceKind, ServicePort};
+pub use snapshot::{MeshSettings, Snapshot};
+pub use traffic::{DestinationRule, LoadBalancer, Subset, TrafficPolicy};
+pub use workload::{CaptureRules, Workload, WorkloadName};
+
+/// Names the object that a value was compiled from, as users write it: `Kind namespace/name`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectRef {
+    /// Kubernetes kind, e.g. `VirtualService`.
+    pub kind: std::sync::Arc<str>,
+    /// Namespace; empty for cluster-scoped kinds.
+    pub namespace: std::sync::Arc<str>,
+    /// `metadata.name`.
+    pub name: std::sync::Arc<str>,
+}
+
+impl std::fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.namespace.is_empty() {
+            write!(f, "{} {}", self.kind, self.name)
+        } else {
+            write!(f, "{} {}/{}", self.kind, self.namespace, self.name)
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Services and their endpoints.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::Workload;
+
+/// `namespace/name` of a Kubernetes Service.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceKey {
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for ServiceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// What a port speaks: `appProtocol`, else the port name's prefix, else detection
+/// (istio-surface 1.0, "Protocol selection").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// Undeclared: look at the first bytes.
+    Detect,
+    /// HTTP/1.1 (HTTP/2 with prior knowledge is recognised by its preface).
+    Http,
+    /// HTTP/2 over cleartext, prior knowledge.
+    Http2,
+    /// gRPC, thus HTTP/2.
+    Grpc,
+    /// Opaque bytes.
+    Tcp,
+    /// TLS that the application speaks itself; opaque here.
+    Tls,
+}
+
+impl Protocol {
+    /// Whether requests on this port are routed one by one without looking first.
+    pub fn is_http(self) -> bool {
+        matches!(self, Self::Http | Self::Http2 | Self::Grpc)
+    }
+}
+
+/// How a Service is addressed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServiceKind {
+    /// Has virtual addresses.
+    ClusterIp,
+    /// `clusterIP: None`: clients resolve pod addresses.
+    Headless,
+    /// `type: ExternalName`.
+    ExternalName(Arc<str>),
+}
+
+/// One place that answers for a service port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Where the application listens.
+    pub address: SocketAddr,
+    /// The pod behind it, if it is one.
+    pub workload: Option<Arc<Workload>>,
+    /// EndpointSlice condition `ready` (or Service `publishNotReadyAddresses`).
+    pub ready: bool,
+}
+
+/// One port of a service with its endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Service port, as clients address it.
+    pub port: u16,
+    /// Port name; empty if it has none.
+    pub name: Arc<str>,
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// All endpoints, both families, in a stable order (by address).
+    pub endpoints: Arc<[Endpoint]>,
+}
+
+/// A Kubernetes Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Namespace and name.
+    pub key: ServiceKey,
+    /// `<name>.<namespace>.svc.<cluster domain>`.
+    pub hostname: Arc<str>,
+    /// Cluster, external and load balancer addresses.
+    pub addresses: Vec<IpAddr>,
+    /// How it is addressed.
+    pub kind: ServiceKind,
+    /// `metadata.creationTimestamp`, seconds since the epoch.
+    pub created: i64,
+    /// TCP ports.
+    pub ports: Vec<ServicePort>,
+}
+
+impl Service {
+    /// The port that clients address by this number.
+    pub fn port(&self, port: u16) -> Option<&ServicePort> {
+        self.ports.iter().find(|candidate| candidate.port == port)
+    }
+}

@@ -1,0 +1,78 @@
+//! Workloads: pods with an identity.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::{PeerPolicy, SpiffeId};
+
+/// `namespace/name` of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkloadName {
+    /// Namespace of the pod.
+    pub namespace: Arc<str>,
+    /// Name of the pod.
+    pub name: Arc<str>,
+}
+
+impl std::fmt::Display for WorkloadName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// What of a pod's traffic stays outside the mesh
+/// (annotations `traffic.sidecar.istio.io/exclude*`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CaptureRules {
+    /// `excludeOutboundPorts`.
+    pub exclude_outbound_ports: Vec<u16>,
+    /// `excludeInboundPorts`.
+    pub exclude_inbound_ports: Vec<u16>,
+    /// `excludeOutboundIPRanges`.
+    pub exclude_outbound_ranges: Vec<IpNet>,
+}
+
+/// One pod, on any node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// `metadata.uid`.
+    pub uid: Arc<str>,
+    /// Namespace and name.
+    pub name: WorkloadName,
+    /// `spec.nodeName`; empty while unscheduled.
+    pub node: Arc<str>,
+    /// Identity, from namespace and `spec.serviceAccountName`.
+    pub identity: SpiffeId,
+    /// `status.podIPs`. Empty until the network is there.
+    pub ips: Vec<IpAddr>,
+    /// Pod labels.
+    pub labels: BTreeMap<Arc<str>, Arc<str>>,
+    /// `spec.hostNetwork`: never captured.
+    pub host_network: bool,
+    /// Labels say that it belongs in the mesh.
+    pub selected: bool,
+    /// Its node announced that it is in the mesh: tunnels may be opened to it.
+    pub enrolled: bool,
+    /// `status.phase` is `Succeeded` or `Failed`: its address may belong to another pod.
+    pub finished: bool,
+    /// `metadata.deletionTimestamp` is set.
+    pub terminating: bool,
+    /// Exclusions.
+    pub capture: CaptureRules,
+    /// Effective `PeerAuthentication`.
+    pub peer_policy: PeerPolicy,
+}
+
+impl Workload {
+    /// The owning controller's name as `canonical-name` would give it: label
+    /// `service.istio.io/canonical-name`, `app.kubernetes.io/name`, `app`, else the pod's name.
+    pub fn canonical_name(&self) -> &str {
+        ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]
+            .iter()
+            .find_map(|key| self.labels.get(*key))
+            .map_or(&self.name.name, |value| value)
+    }
+}

@@ -1,0 +1,1 @@
+//! Whole meshes in the lab, one file per capability.

@@ -1,0 +1,1 @@
+//! The lab, and what builds and checks this repository.
