@@ -72,7 +72,7 @@ impl DestinationRule {
     }
 
     /// Effective policy for a subset (or none) and service port.
-    pub fn policy(&self, subset: Option<&Subset>, port: u16) -> &TrafficPolicy {
+    pub fn policy<'a>(&'a self, subset: Option<&'a Subset>, port: u16) -> &'a TrafficPolicy {
         match subset {
             Some(subset) => subset.port_policies.get(&port).unwrap_or(&subset.policy),
             None => self.port_policies.get(&port).unwrap_or(&self.policy),
