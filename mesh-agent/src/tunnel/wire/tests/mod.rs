@@ -1,0 +1,5 @@
+//! Tests of the framing layer: two of our own ends, hostile input, and the `h2` crate as peer.
+
+mod hostile;
+mod interop;
+mod pair;
