@@ -1,0 +1,155 @@
+//! Destination rules: objects of one host and namespace merged, inheritance of policy blocks
+//! resolved (istio-surface 1.2.1).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::routes::no_service;
+use super::share;
+use super::view::{Entry, View};
+use crate::config::diagnostic::Diagnostic;
+use crate::config::translate::{Blocks, PolicyFacts, RuleFacts, SubsetFacts};
+use crate::model::{
+    DestinationRule, HostPattern, ObjectRef, Snapshot, Subset, TrafficPolicy, Visibility,
+};
+
+/// Objects that count as one: same namespace, host and `exportTo`.
+struct Group<'a> {
+    object: ObjectRef,
+    host: &'a HostPattern,
+    visibility: &'a Visibility,
+    /// Of the oldest object that has one.
+    policy: Option<(&'a PolicyFacts, ObjectRef)>,
+    subsets: Vec<&'a SubsetFacts>,
+}
+
+/// Compiles every rule into `snapshot`.
+pub(super) fn compile(
+    view: &View<'_>,
+    previous: &Snapshot,
+    snapshot: &mut Snapshot,
+    diagnostics: &mut Vec<Diagnostic>,
+) {
+    let mut groups: HashMap<&str, Vec<Group<'_>>> = HashMap::new();
+    for entry in view.rules.iter().filter(|entry| !entry.facts.ignored) {
+        let mut report = entry.report();
+        if let HostPattern::Exact(host) = &entry.facts.host
+            && !snapshot.services_by_host.contains_key(host)
+        {
+            report.warning("spec.host", no_service(host, snapshot));
+        }
+        diagnostics.extend(report.into_diagnostics());
+        merge(groups.entry(&entry.object.key.namespace).or_default(), entry, diagnostics);
+    }
+    for (namespace, groups) in groups {
+        let before = previous.destination_rules.get(namespace);
+        let mut rules: Vec<Arc<DestinationRule>> = groups
+            .into_iter()
+            .map(|group| {
+                let rule = resolve(group);
+                let same = |other: &&Arc<DestinationRule>| other.object == rule.object;
+                let before = before.and_then(|rules| rules.iter().find(same));
+                share(rule, before)
+            })
+            .collect();
+        rules.sort_by_key(|rule| std::cmp::Reverse(rule.host.specificity()));
+        snapshot.destination_rules.insert(namespace.into(), rules);
+    }
+}
+
+/// Adds an object to its group; objects come oldest first.
+fn merge<'a>(
+    groups: &mut Vec<Group<'a>>,
+    entry: &Entry<'a, RuleFacts>,
+    diagnostics: &mut Vec<Diagnostic>,
+) {
+    let (facts, object) = (entry.facts, entry.object.key.to_ref());
+    let policy = || facts.policy.as_ref().map(|policy| (policy, object.clone()));
+    let same = |group: &&mut Group<'_>| {
+        *group.host == facts.host && *group.visibility == facts.visibility
+    };
+    let Some(group) = groups.iter_mut().find(same) else {
+        return groups.push(Group {
+            host: &facts.host,
+            visibility: &facts.visibility,
+            policy: policy(),
+            subsets: facts.subsets.iter().collect(),
+            object,
+        });
+    };
+    let mut report = entry.report();
+    for (index, subset) in facts.subsets.iter().enumerate() {
+        if group.subsets.iter().any(|other| other.name == subset.name) {
+            let message = format!(
+                "`{}` is defined by an older rule of this host already, which counts",
+                subset.name
+            );
+            report.warning(format!("spec.subsets[{index}].name"), message);
+        } else {
+            group.subsets.push(subset);
+        }
+    }
+    match (&group.policy, policy()) {
+        (Some((_, holder)), Some(_)) => report.warning(
+            "spec.trafficPolicy",
+            format!("no effect: {holder}, which is older, has one for this host"),
+        ),
+        (None, found) => group.policy = found,
+        (Some(_), None) => {}
+    }
+    diagnostics.extend(report.into_diagnostics());
+}
+
+fn resolve(group: Group<'_>) -> DestinationRule {
+    let nothing = PolicyFacts::default();
+    let top = group.policy.as_ref().map_or(&nothing, |(policy, _)| policy);
+    let subsets = group.subsets.iter().map(|subset| Subset {
+        name: Arc::clone(&subset.name),
+        labels: subset.labels.clone(),
+        policy: effective(top, Some(&subset.policy), None),
+        port_policies: by_port(top, Some(&subset.policy)),
+    });
+    DestinationRule {
+        subsets: subsets.collect(),
+        host: group.host.clone(),
+        visibility: group.visibility.clone(),
+        policy: effective(top, None, None),
+        port_policies: by_port(top, None),
+        object: group.object,
+    }
+}
+
+/// Policies of the ports where they differ.
+fn by_port(top: &PolicyFacts, subset: Option<&PolicyFacts>) -> BTreeMap<u16, TrafficPolicy> {
+    let general = effective(top, subset, None);
+    let of_subset = subset.into_iter().flat_map(|policy| policy.ports.keys());
+    let ports: BTreeSet<u16> = top.ports.keys().chain(of_subset).copied().collect();
+    ports
+        .into_iter()
+        .map(|port| (port, effective(top, subset, Some(port))))
+        .filter(|(_, policy)| *policy != general)
+        .collect()
+}
+
+/// A port's entry replaces its level's blocks altogether, also those it does not write. A subset
+/// without an entry for the port overrides only the blocks that it writes, each as a whole.
+fn effective(
+    top: &PolicyFacts,
+    subset: Option<&PolicyFacts>,
+    port: Option<u16>,
+) -> TrafficPolicy {
+    let entry = |policy: &PolicyFacts| port.and_then(|port| policy.ports.get(&port).cloned());
+    let base = entry(top).unwrap_or_else(|| top.blocks.clone());
+    let blocks = match subset {
+        None => base,
+        Some(subset) => entry(subset).unwrap_or_else(|| Blocks {
+            load_balancer: subset.blocks.load_balancer.or(base.load_balancer),
+            connection_pool: subset.blocks.connection_pool.or(base.connection_pool),
+        }),
+    };
+    let default = TrafficPolicy::default();
+    TrafficPolicy {
+        load_balancer: blocks.load_balancer.unwrap_or_default(),
+        connect_timeout: blocks.connection_pool.flatten().unwrap_or(default.connect_timeout),
+    }
+}

@@ -1,0 +1,290 @@
+//! One document: which kind it is, its metadata, its body. `kind: List` is unfolded.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::suggest::nearest;
+use super::typed::{FieldError, Note, read};
+use super::{Parsed, Report};
+use crate::config::api::{self, Kind, Metadata};
+use crate::config::diagnostic::Place;
+use crate::config::objects::{Body, Key, Object};
+use crate::config::translate::{self, Scope};
+use crate::model::{MeshSettings, ObjectRef};
+
+/// Fields of an object itself.
+const TOP_LEVEL: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
+
+/// Kinds that people keep beside those of the mesh; nothing to say about them.
+const PASSED_OVER: [&str; 22] = [
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "ConfigMap",
+    "CronJob",
+    "CustomResourceDefinition",
+    "DaemonSet",
+    "Deployment",
+    "Endpoints",
+    "Event",
+    "HorizontalPodAutoscaler",
+    "Ingress",
+    "Job",
+    "Lease",
+    "NetworkPolicy",
+    "Node",
+    "PersistentVolumeClaim",
+    "PodDisruptionBudget",
+    "ReplicaSet",
+    "Role",
+    "RoleBinding",
+    "Secret",
+    "StatefulSet",
+];
+
+/// Kinds of Istio and Gateway API that this version does not honour, said aloud.
+const NOT_YET: [&str; 14] = [
+    "AuthorizationPolicy",
+    "EnvoyFilter",
+    "GRPCRoute",
+    "Gateway",
+    "GatewayClass",
+    "HTTPRoute",
+    "ProxyConfig",
+    "RequestAuthentication",
+    "ServiceEntry",
+    "Sidecar",
+    "Telemetry",
+    "WasmPlugin",
+    "WorkloadEntry",
+    "WorkloadGroup",
+];
+
+/// Kinds of [`NOT_YET`] that people rely on to keep others out.
+const PROTECTING: [&str; 2] = ["AuthorizationPolicy", "RequestAuthentication"];
+
+/// Takes the objects of one document.
+pub(super) fn admit(
+    value: Value,
+    place: Option<Place>,
+    mesh: &MeshSettings,
+    parsed: &mut Parsed,
+) {
+    let mut report = Report::new(None, place);
+    let mut map = match value {
+        Value::Null => return,
+        Value::Object(map) => map,
+        _ => {
+            report.error("", "not an object: a mapping with `apiVersion` and `kind` was expected");
+            return parsed.refuse(None, report);
+        }
+    };
+    let Some(Value::String(kind)) = map.remove("kind") else {
+        report.error("kind", "missing: every object must say what it is");
+        return parsed.refuse(None, report);
+    };
+    if let (true, Some(Value::Array(items))) = (kind.ends_with("List"), map.get_mut("items")) {
+        // A List inside a List is not a thing; the recursion is bounded by the parser's depth.
+        for item in std::mem::take(items) {
+            admit(item, report.place.clone(), mesh, parsed);
+        }
+        return;
+    }
+    match Kind::ALL.into_iter().find(|known| known.name() == kind) {
+        Some(kind) => admit_object(kind, map, report, mesh, parsed),
+        None => foreign(&kind, &map, report, parsed),
+    }
+}
+
+/// A kind that the mesh does not read.
+fn foreign(kind: &str, map: &Map<String, Value>, mut report: Report, parsed: &mut Parsed) {
+    let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
+    let metadata = map.get("metadata");
+    report.object = Some(ObjectRef {
+        kind: kind.into(),
+        namespace: text(metadata.and_then(|found| found.get("namespace"))).into(),
+        name: text(metadata.and_then(|found| found.get("name"))).into(),
+    });
+    if PASSED_OVER.contains(&kind) {
+        return;
+    }
+    if PROTECTING.contains(&kind) {
+        report.error("", "not supported yet: nothing of it is enforced");
+    } else if NOT_YET.contains(&kind) {
+        report.warning("", "not supported yet, ignored");
+    } else if let Some(near) = nearest(kind, Kind::ALL.map(Kind::name)) {
+        report.error("kind", format!("`{kind}` is not known; did you mean `{near}`?"));
+        // The last version of the object may have been spelt right.
+        parsed.unreadable = true;
+    } else {
+        report.warning("kind", format!("`{kind}` is not read by the mesh, ignored"));
+    }
+    parsed.diagnostics.extend(report.into_diagnostics());
+}
+
+fn admit_object(
+    kind: Kind,
+    mut map: Map<String, Value>,
+    mut report: Report,
+    mesh: &MeshSettings,
+    parsed: &mut Parsed,
+) {
+    let metadata = match metadata(kind, &mut map, &mut report) {
+        Ok(metadata) => metadata,
+        Err(key) => return parsed.refuse(key, report),
+    };
+    let key = key_of(kind, &metadata);
+    report.object = Some(key.to_ref());
+    check_version(kind, map.get("apiVersion"), &mut report);
+    if kind.is_istio() {
+        for field in map.keys().filter(|field| !TOP_LEVEL.contains(&field.as_str())) {
+            unknown(field, nearest(field, TOP_LEVEL), &mut report);
+        }
+    }
+    let scope = Scope { namespace: &key.namespace, mesh };
+    let body = body(kind, map, &metadata, &scope, &mut report);
+    match body {
+        Some(body) if !report.has_errors() => parsed.accepted.push(Object {
+            key,
+            created: metadata.creation_timestamp.map(|time| time.0),
+            body,
+            place: report.place.clone(),
+            notes: report.into_diagnostics(),
+        }),
+        _ => parsed.refuse(Some(key), report),
+    }
+}
+
+/// Metadata, or the key if at least that can be told.
+fn metadata(
+    kind: Kind,
+    map: &mut Map<String, Value>,
+    report: &mut Report,
+) -> Result<Metadata, Option<Key>> {
+    let value = map.remove("metadata").unwrap_or(Value::Null);
+    let text = |field: &str| value.get(field).and_then(Value::as_str).map(str::to_owned);
+    let rough = Metadata {
+        name: text("name").unwrap_or_default(),
+        namespace: text("namespace"),
+        ..Metadata::default()
+    };
+    let key = (!rough.name.is_empty()).then(|| key_of(kind, &rough));
+    report.object = Some(key_of(kind, &rough).to_ref());
+    if rough.name.is_empty() && !matches!(value.get("name"), Some(Value::Number(_) | Value::Bool(_)))
+    {
+        report.error("metadata.name", "missing: every object needs a name");
+        return Err(None);
+    }
+    match read(value, "metadata", kind.is_istio()) {
+        Ok((metadata, notes)) => {
+            say(notes, report);
+            Ok(metadata)
+        }
+        Err(error) => {
+            refused(error, report);
+            Err(key)
+        }
+    }
+}
+
+fn key_of(kind: Kind, metadata: &Metadata) -> Key {
+    let namespace = match kind {
+        Kind::Namespace => "",
+        _ => metadata.namespace.as_deref().filter(|name| !name.is_empty()).unwrap_or("default"),
+    };
+    Key { kind, namespace: namespace.into(), name: metadata.name.as_str().into() }
+}
+
+fn check_version(kind: Kind, value: Option<&Value>, report: &mut Report) {
+    let known = kind.versions();
+    let hint = format!("write `apiVersion: {}`", known.first().copied().unwrap_or_default());
+    match value.and_then(Value::as_str) {
+        Some(version) if known.contains(&version) => {}
+        Some(version) => report.error(
+            "apiVersion",
+            format!("`{version}` is not a version of {} that the mesh reads; {hint}", kind.name()),
+        ),
+        None => report.error("apiVersion", format!("missing; {hint}")),
+    }
+}
+
+/// Reads and translates what the kind needs beyond its metadata.
+fn body(
+    kind: Kind,
+    mut map: Map<String, Value>,
+    metadata: &Metadata,
+    scope: &Scope<'_>,
+    report: &mut Report,
+) -> Option<Body> {
+    let spec = map.remove("spec").unwrap_or_else(|| Value::Object(Map::new()));
+    match kind {
+        Kind::Namespace => Some(Body::Namespace(metadata.labels.clone())),
+        Kind::ServiceAccount => Some(Body::ServiceAccount),
+        Kind::Pod => {
+            map.insert("spec".to_owned(), spec);
+            let pod: api::Pod = typed(Value::Object(map), "", false, report)?;
+            Some(Body::Pod(Box::new(translate::pod(pod, metadata, scope, report))))
+        }
+        Kind::Service => {
+            map.insert("spec".to_owned(), spec);
+            let service: api::Service = typed(Value::Object(map), "", false, report)?;
+            Some(Body::Service(translate::service(service, scope, &metadata.name, report)))
+        }
+        Kind::EndpointSlice => {
+            let slice: api::EndpointSlice = typed(Value::Object(map), "", false, report)?;
+            Some(Body::EndpointSlice(translate::slice(slice, metadata, report)?))
+        }
+        Kind::VirtualService => {
+            let spec: api::VirtualService = typed(spec, "spec", true, report)?;
+            let object = report.object.clone()?;
+            Some(Body::VirtualService(translate::virtual_service(spec, object, scope, report)))
+        }
+        Kind::DestinationRule => {
+            let spec: api::DestinationRule = typed(spec, "spec", true, report)?;
+            Some(Body::DestinationRule(translate::destination_rule(spec, scope, report)))
+        }
+        Kind::PeerAuthentication => {
+            let spec: api::PeerAuthentication = typed(spec, "spec", true, report)?;
+            Some(Body::PeerAuthentication(translate::peer_authentication(spec, report)))
+        }
+    }
+}
+
+fn typed<T: for<'de> Deserialize<'de>>(
+    value: Value,
+    root: &str,
+    strict: bool,
+    report: &mut Report,
+) -> Option<T> {
+    match read(value, root, strict) {
+        Ok((typed, notes)) => {
+            say(notes, report);
+            Some(typed)
+        }
+        Err(error) => {
+            refused(error, report);
+            None
+        }
+    }
+}
+
+fn refused(error: FieldError, report: &mut Report) {
+    report.error(error.field.unwrap_or_default(), error.message);
+}
+
+fn say(notes: Vec<Note>, report: &mut Report) {
+    for note in notes {
+        match note {
+            Note::Unsupported { field } => report.warning(field, "not supported yet, ignored"),
+            Note::Unknown { field, near } => unknown(&field, near, report),
+        }
+    }
+}
+
+/// A field that is near a known one is a misspelling: the object would not do what its author
+/// meant, so it is refused. One that is not near is perhaps of a newer version: the rest holds.
+fn unknown(field: &str, near: Option<&str>, report: &mut Report) {
+    match near {
+        Some(near) => report.error(field, format!("unknown field; did you mean `{near}`?")),
+        None => report.warning(field, "unknown field, ignored"),
+    }
+}

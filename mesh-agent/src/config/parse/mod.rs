@@ -1,0 +1,81 @@
+//! From a file's text to objects: YAML, then typed, then translated. Reports what it cannot read,
+//! object by object; never fails as a whole and never panics.
+
+mod document;
+mod suggest;
+mod typed;
+mod yaml;
+
+use std::sync::Arc;
+
+pub(super) use suggest::nearest;
+
+use super::diagnostic::{Diagnostic, Place, Report};
+use super::objects::{Key, Object};
+use crate::model::MeshSettings;
+
+/// Bytes of one file; a larger one is refused whole, and its last good objects stay.
+pub const MAX_FILE_BYTES: usize = 64 << 20;
+
+/// What a file says.
+#[derive(Debug, Default)]
+pub struct Parsed {
+    /// Objects that can be taken, in the file's order.
+    pub accepted: Vec<Object>,
+    /// Objects that cannot, but can be named: their last good version stays in force.
+    pub rejected: Vec<Key>,
+    /// A document could not even be named: any object of the file's last version may be meant.
+    pub unreadable: bool,
+    /// Findings that belong to no accepted object.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// Reads a file's text; `file` is the name to report, if it came from one.
+pub fn parse(text: &str, file: Option<&Arc<str>>, mesh: &MeshSettings) -> Parsed {
+    let mut parsed = Parsed::default();
+    let place = |document, line| {
+        file.map(|file| Place { file: Arc::clone(file), document, line })
+    };
+    if text.len() > MAX_FILE_BYTES {
+        let mut report = Report::new(None, place(0, 0));
+        report.error("", format!("larger than {MAX_FILE_BYTES} bytes"));
+        parsed.refuse(None, report);
+        return parsed;
+    }
+    let documents = match file {
+        Some(name) if name.ends_with(".json") => vec![yaml::json(text)],
+        _ => yaml::documents(text),
+    };
+    for found in documents {
+        match found.value {
+            Ok(value) => {
+                document::admit(value, place(found.number, found.line), mesh, &mut parsed);
+            }
+            Err(fault) => {
+                let mut report = Report::new(None, place(found.number, fault.line));
+                report.error("", fault.message);
+                parsed.refuse(None, report);
+            }
+        }
+    }
+    parsed
+}
+
+impl Parsed {
+    /// A file that could not be read at all: its last good objects stay.
+    pub(super) fn unreadable(file: &Arc<str>, message: String) -> Self {
+        let place = Place { file: Arc::clone(file), document: 0, line: 0 };
+        let mut report = Report::new(None, Some(place));
+        report.error("", message);
+        Self { unreadable: true, diagnostics: report.into_diagnostics(), ..Self::default() }
+    }
+
+    /// Notes that an object (or a document that names none) cannot be taken.
+    fn refuse(&mut self, key: Option<Key>, report: Report) {
+        match key {
+            Some(key) => self.rejected.push(key),
+            None => self.unreadable = true,
+        }
+        self.diagnostics.extend(report.into_diagnostics());
+    }
+}
