@@ -1,1 +1,41 @@
-//! Scenarios and tools that make load.
+//! Tools that make and answer traffic: the parts of `malha-echo` and `malha-load`.
+//!
+//! They know nothing of the mesh: they must see what an ordinary application sees.
+//! Scenarios and results: `RESULTS.md`.
+
+pub mod echo;
+pub mod load;
+
+mod digest;
+mod websocket;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Waits; not at all if `duration` is zero, where Tokio's timer would wait for its next tick.
+async fn wait(duration: Duration) {
+    if !duration.is_zero() {
+        tokio::time::sleep(duration).await;
+    }
+}
+
+/// Runs a tool to its end on `threads` threads; an error becomes one line and a failed exit.
+pub fn main(threads: usize, tool: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads.max(1))
+        .enable_all()
+        .build();
+    let done = match runtime {
+        Ok(runtime) => runtime.block_on(tool),
+        Err(error) => Err(error.into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody is left to tell if standard error is gone.
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

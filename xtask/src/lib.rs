@@ -1,1 +1,7 @@
-//! The lab, and what builds and checks this repository.
+//! The lab, and what sets up, builds, checks and measures this repository.
+//!
+//! The commands of `cargo xtask` are thin; what they do is here, so that tests can use it.
+
+pub mod build;
+pub mod setup;
+pub mod tool;

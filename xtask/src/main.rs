@@ -1,2 +1,51 @@
-//! `cargo xtask`.
-fn main() {}
+//! `cargo xtask`: set-up, build, lab, demo, tests, checks and measurements of this repository.
+//!
+//! Only the command line; each command lives in its module of the library.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use xtask::tool::say;
+use xtask::{build, setup};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Find or install what building and the lab need
+    Setup(setup::SetupArgs),
+    /// Build the eBPF object and every program
+    Build(build::BuildArgs),
+    // INTEGRATOR: with the lab's branch, add here and in `dispatch`:
+    //   Lab(#[command(subcommand)] xtask::lab::cli::LabCommand),   => xtask::lab::cli::run(command)
+    //   Demo(xtask::demo::DemoArgs),                               => xtask::demo::run(args)
+}
+
+fn main() -> ExitCode {
+    match dispatch(CommandLine::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Setup(args) => setup::run_setup(&args),
+        Command::Build(args) => {
+            setup::run_setup(&setup::SetupArgs { build_only: true, ..Default::default() })?;
+            let built = build::with(args)?;
+            for program in [built.mesh_agent, built.meshctl, built.echo, built.load] {
+                say(&format!("built {}", program.display()));
+            }
+            Ok(())
+        }
+    }
+}

@@ -1,1 +1,254 @@
-//! (to be written)
+//! Captures the TCP connections of enrolled pods with eBPF, and makes the agent's own.
+//!
+//! Outbound connections arrive at listeners inside the pod with their original destination;
+//! inbound ones with the destination as their local address. It decides nothing about services
+//! or policy and reads no configuration. The invariant: pods that are not enrolled are
+//! untouched, and what the agent leaves behind when it stops refuses rather than leaks.
+//!
+//! `probe` asks the kernel, `pins` and `loader` put the programs in place, `enroll`, `network`
+//! and `netlink` take a pod in, `netns`, `socket` and `dial` make sockets in it, `pods` finds it.
+
+mod dial;
+mod enroll;
+mod error;
+mod loader;
+mod netlink;
+mod netns;
+mod network;
+mod pins;
+mod pods;
+mod probe;
+mod socket;
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use aya::maps::{Map, MapData, PerCpuArray, SkStorage};
+use mesh_common::counter::Counter;
+use mesh_common::maps::{self, ACCEPTED, OriginalDestination};
+use tokio::net::TcpStream;
+
+use dial::Dialer;
+use enroll::Tables;
+use pins::Pins;
+
+pub use enroll::{PodListeners, PodSettings};
+pub use error::CaptureError;
+pub use netns::PodNet;
+pub use pods::{LocalPod, local_pods};
+pub use probe::probe;
+
+/// Where and how large.
+#[derive(Clone, Debug)]
+pub struct CaptureOptions {
+    /// The cgroup below which connections are captured. The agent's own process must be below it
+    /// too: callbacks of accepted sockets follow whoever made the listener.
+    pub cgroup: PathBuf,
+    /// Folder for pins; a bpf file system is mounted if there is none.
+    pub pin_dir: PathBuf,
+    /// Sizes of the kernel maps.
+    pub sizes: MapSizes,
+}
+
+/// Sizes of the kernel maps, in entries. A full map refuses and is counted or reported; a map
+/// that is pinned keeps its size until `mesh-agent cleanup`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapSizes {
+    /// Enrolled pods of this node.
+    pub pods: u32,
+    /// Captured connections between SYN and accept.
+    pub pending_connections: u32,
+    /// The agent's connections into applications.
+    pub admitted_connections: u32,
+    /// Excluded ports, and excluded ranges, of all pods.
+    pub exclusions: u32,
+}
+
+impl Default for MapSizes {
+    fn default() -> Self {
+        Self {
+            pods: 1024,
+            pending_connections: 65_536,
+            admitted_connections: 262_144,
+            exclusions: 16_384,
+        }
+    }
+}
+
+/// The capture of one node. Shared by all threads of the agent.
+pub struct Capture {
+    pins: Pins,
+    own_cookie: u64,
+    tables: Mutex<Tables>,
+    dialer: Dialer,
+    origins: SkStorage<MapData, OriginalDestination>,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+impl Capture {
+    /// Loads, pins and attaches the kernel programs, or takes over from another agent.
+    ///
+    /// Pods that are enrolled stay so: their links run this agent's program at once, and their
+    /// connections are refused until [`Capture::enroll`] brings them listeners.
+    ///
+    /// # Errors
+    /// What the kernel refuses, or [`CaptureError::Layout`] for pins of an incompatible agent.
+    pub fn start(options: &CaptureOptions) -> Result<Self, CaptureError> {
+        let pins = Pins::create(&options.pin_dir)?;
+        let mut ebpf = loader::load(options, &pins)?;
+        let mut take = |name: &'static str| {
+            let missing = || aya::maps::MapError::InvalidName { name: name.to_owned() };
+            ebpf.take_map(name).ok_or_else(missing)
+        };
+        let origins = open(maps::ORIGINS, &mut take)?;
+        let counters = open(maps::COUNTERS, &mut take)?;
+        let dialer = Dialer::new(open(maps::MARKS, &mut take)?, open(maps::ADMITTED, &mut take)?);
+        let pods = open(maps::PODS, &mut take)?;
+        let pending = open(maps::PENDING, &mut take)?;
+        let inbound = open(maps::INBOUND, &mut take)?;
+        let ports = open(maps::EXCLUDED_PORTS, &mut take)?;
+        let ranges = open(maps::EXCLUDED_RANGES, &mut take)?;
+        let listeners = open(maps::LISTENERS, &mut take)?;
+        let mut tables = Tables { ebpf, pods, pending, inbound, ports, ranges, listeners };
+        adopt(&mut tables, &pins)?;
+        let own_cookie =
+            socket::netns_cookie().map_err(CaptureError::network("ask for the cookie"))?;
+        Ok(Self { pins, own_cookie, tables: Mutex::new(tables), dialer, origins, counters })
+    }
+
+    /// Captures a pod's new connections, both ways. May be repeated, also with other settings.
+    ///
+    /// # Errors
+    /// [`CaptureError::NoAddress`], [`CaptureError::HostNetwork`], or what the kernel refuses;
+    /// then the pod is left as it would be after [`Capture::withdraw`].
+    pub fn enroll(
+        &self,
+        net: &PodNet,
+        settings: &PodSettings,
+    ) -> Result<PodListeners, CaptureError> {
+        if net.cookie() == self.own_cookie {
+            return Err(CaptureError::HostNetwork);
+        }
+        let listeners = enroll::listen(net, settings)?;
+        let pin = self.pins.inbound(net.cookie());
+        let done = lock(&self.tables).add(net, settings, &listeners, &pin);
+        match done {
+            Ok(()) => Ok(listeners),
+            Err(error) => {
+                if let Err(error) = self.withdraw(net.cookie(), &settings.ips) {
+                    tracing::warn!(%error, "cannot undo a failed enrolment");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Leaves a pod's new connections alone. Open ones live on as long as the agent proxies
+    /// them; when the last is gone, call [`Capture::restore`]. Also for pods that are gone.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn withdraw(&self, cookie: u64, ips: &[IpAddr]) -> Result<(), CaptureError> {
+        lock(&self.tables).remove(cookie, ips, &self.pins.inbound(cookie))
+    }
+
+    /// Takes the routes, rules and settings out of a withdrawn pod's network namespace.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn restore(&self, net: &PodNet) -> Result<(), CaptureError> {
+        network::restore(net).map_err(CaptureError::network("remove routes"))
+    }
+
+    /// Where the application meant to connect, for a socket accepted on an outbound listener.
+    ///
+    /// `None` for a connection that was not captured: somebody dialled the listener itself.
+    pub fn original_destination(&self, socket: &impl AsFd) -> Option<SocketAddr> {
+        let origin = self.origins.get(&socket.as_fd().as_raw_fd(), 0).ok()?;
+        (origin.kind == ACCEPTED).then(|| SocketAddr::new(origin.ip.into(), origin.port))
+    }
+
+    /// Connects as a pod would, uncaptured. To be called on a runtime with I/O and time.
+    ///
+    /// # Errors
+    /// The kernel's, or `TimedOut`.
+    pub async fn dial_from_pod(
+        &self,
+        net: &PodNet,
+        destination: SocketAddr,
+        timeout: Duration,
+    ) -> std::io::Result<TcpStream> {
+        self.dialer.from_pod(net, destination, timeout).await
+    }
+
+    /// Connects to an application in a pod, which sees the client's address.
+    ///
+    /// Only after the destination's policy has let the client pass: the kernel lets this
+    /// connection through to the application.
+    ///
+    /// # Errors
+    /// The kernel's, `TimedOut`, or `AddrNotAvailable` when the client has no source port left.
+    pub async fn dial_into_pod(
+        &self,
+        net: &PodNet,
+        client: IpAddr,
+        destination: SocketAddr,
+        timeout: Duration,
+    ) -> std::io::Result<TcpStream> {
+        self.dialer.into_pod(net, client, destination, timeout).await
+    }
+
+    /// What the kernel programs counted since they were first loaded, by name.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        let sum = |counter: Counter| {
+            let values = self.counters.get(&(counter as u32), 0);
+            values.map_or(0, |values| values.iter().sum())
+        };
+        Counter::ALL.iter().map(|(counter, name)| (*name, sum(*counter))).collect()
+    }
+
+    /// Number of live connections that the agent holds into applications.
+    pub fn admitted(&self) -> usize {
+        self.dialer.admitted()
+    }
+
+    /// Detaches and unpins everything, and restores the network of pods that were enrolled.
+    ///
+    /// # Errors
+    /// The first thing that could not be removed.
+    pub fn cleanup(pin_dir: &Path) -> Result<(), CaptureError> {
+        let cookies = Pins::existing(pin_dir).inbound_cookies();
+        Pins::remove_all(pin_dir)?;
+        for net in pods::namespaces(&cookies) {
+            network::restore(&net).map_err(CaptureError::network("remove routes"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes pods' links run this agent's program and forgets pods whose namespace is gone.
+fn adopt(tables: &mut Tables, pins: &Pins) -> Result<(), CaptureError> {
+    let mut alive = Vec::new();
+    for cookie in pins.inbound_cookies() {
+        if loader::update_inbound(&mut tables.ebpf, &pins.inbound(cookie))? {
+            alive.push(cookie);
+        }
+    }
+    tables.retain(&alive, |cookie| pins.inbound(cookie));
+    Ok(())
+}
+
+fn open<M: TryFrom<Map, Error = aya::maps::MapError>>(
+    name: &'static str,
+    take: &mut impl FnMut(&'static str) -> Result<Map, aya::maps::MapError>,
+) -> Result<M, CaptureError> {
+    take(name).and_then(M::try_from).map_err(CaptureError::map(name))
+}
+
+/// A panic while a map was written leaves at worst one entry behind: go on.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

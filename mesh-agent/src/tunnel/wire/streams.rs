@@ -115,6 +115,12 @@ impl Wire {
         self.streams.get(&id.0).map_or(0, |stream| stream.send.len())
     }
 
+    /// What the stream was reset with, if it was.
+    #[must_use]
+    pub fn stream_reset(&self, id: StreamId) -> Option<Reason> {
+        self.streams.get(&id.0).and_then(|stream| stream.reset)
+    }
+
     /// Half-close: END_STREAM follows what was written.
     pub fn finish(&mut self, id: StreamId) {
         if let Some(stream) = self.streams.get_mut(&id.0) {

@@ -119,6 +119,7 @@ fn the_preface_is_required() {
     let input = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), connect(1)].concat();
     ends_with(&mut wire, &input, Reason::PROTOCOL_ERROR);
     let mut wire = Wire::new(Role::Client);
+    output(&mut wire);
     ends_with(&mut wire, b"HTTP/1.1 400 Bad Request\r\n\r\n", Reason::FRAME_SIZE_ERROR);
 }
 
@@ -164,7 +165,7 @@ fn padding_is_given_back() {
     let padded = frame(Kind::Data, PADDED, 1, &[&[255], [0; 256].as_slice()].concat());
     for _ in 0..10 * STREAM_WINDOW / 257 {
         feed(&mut wire, &padded).unwrap();
-        read_all(&mut wire, StreamId(1));
+        assert_eq!(read_all(&mut wire, StreamId(1)).0.len(), 1);
         output(&mut wire);
     }
     assert!(wire.streams[&1].reset.is_none());

@@ -27,8 +27,8 @@ async fn drive(
 ) -> Wire {
     let mut buffer = vec![0; 64 * 1024];
     app(&mut wire, None);
+    let mut done = false;
     loop {
-        let mut done = false;
         let out = output(&mut wire);
         io.write_all(&out).await.unwrap();
         while let Some(event) = wire.next_event() {

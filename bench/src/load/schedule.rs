@@ -1,0 +1,77 @@
+//! Who sends the next request, and when.
+//!
+//! A run ends after a number of requests or at an instant. With a rate, a request is due at a fixed
+//! instant, and its latency counts from there: a slow answer does not hide those that queue behind it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Shared by all workers of a run.
+#[derive(Debug)]
+pub(super) struct Schedule {
+    start: Instant,
+    next: AtomicU64,
+    limit: Option<u64>,
+    length: Option<Duration>,
+    rate: Option<f64>,
+}
+
+impl Schedule {
+    pub(super) fn new(
+        start: Instant,
+        limit: Option<u64>,
+        length: Option<Duration>,
+        rate: Option<f64>,
+    ) -> Self {
+        Self { start, next: AtomicU64::new(0), limit, length, rate }
+    }
+
+    /// The instant at which the next request is due; `None` when the run is over.
+    pub(super) fn take(&self, now: Instant) -> Option<Instant> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        if self.limit.is_some_and(|limit| number >= limit) {
+            return None;
+        }
+        let due = match self.rate {
+            // Far in the future is as good as never for a run that a person waits for.
+            Some(rate) => self.start + Duration::try_from_secs_f64(number as f64 / rate).ok()?,
+            None => now,
+        };
+        let over = self.length.is_some_and(|length| due.max(now) >= self.start + length);
+        (!over).then_some(due)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_gives_exactly_that_many() {
+        let start = Instant::now();
+        let schedule = Schedule::new(start, Some(3), None, None);
+        let taken = std::iter::from_fn(|| schedule.take(start)).count();
+        assert_eq!(taken, 3);
+        assert_eq!(schedule.take(start), None);
+    }
+
+    #[test]
+    fn a_rate_spaces_requests_evenly_whoever_takes_them_late() {
+        let start = Instant::now();
+        let schedule = Schedule::new(start, Some(3), None, Some(100.0));
+        let late = start + Duration::from_secs(1);
+        let due: Vec<_> = std::iter::from_fn(|| schedule.take(late)).collect();
+        let at = |millis| start + Duration::from_millis(millis);
+        assert_eq!(due, [at(0), at(10), at(20)]);
+    }
+
+    #[test]
+    fn a_length_ends_the_run() {
+        let start = Instant::now();
+        let schedule = Schedule::new(start, None, Some(Duration::from_secs(1)), None);
+        assert!(schedule.take(start + Duration::from_millis(999)).is_some());
+        assert!(schedule.take(start + Duration::from_secs(1)).is_none());
+    }
+}

@@ -1,0 +1,252 @@
+//! Loads the kernel programs, pins their maps, and attaches them or updates them in place.
+//!
+//! One owner per attachment: a link that is pinned gets the new program (`BPF_LINK_UPDATE`), so
+//! that no packet sees two agents' programs or none. aya has no call for that on these program
+//! types, hence the system calls. The invariant: after `load`, every link pinned here runs a
+//! program of this agent.
+#![allow(unsafe_code, reason = "bpf(2) for what aya does not offer")]
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use aya::maps::MapInfo;
+use aya::programs::links::{FdLink, LinkError};
+use aya::programs::{CgroupAttachMode, Program, ProgramError, ProgramFd};
+use aya::{Ebpf, EbpfLoader};
+use mesh_common::maps;
+
+use super::pins::Pins;
+use super::{CaptureError, CaptureOptions, MapSizes};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf"));
+
+/// Programs attached to the cgroup, by the names of their functions.
+const CGROUP_PROGRAMS: [&str; 5] =
+    ["tcp_callback", "getpeername4", "getpeername6", "connect4", "connect6"];
+/// Program attached to each pod's network namespace.
+pub(super) const INBOUND_PROGRAM: &str = "steer_inbound";
+
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
+
+/// Loads everything and attaches what belongs to the cgroup.
+///
+/// `connect` comes last: what it redirects must find the other programs in place.
+pub(super) fn load(options: &CaptureOptions, pins: &Pins) -> Result<Ebpf, CaptureError> {
+    let mut loader = EbpfLoader::new();
+    for (name, entries) in sizes(&options.sizes) {
+        loader.map_max_entries(name, entries);
+    }
+    for name in maps::FROZEN {
+        loader.map_pin_path(name, pins.shared().join(name));
+    }
+    for name in maps::VERSIONED {
+        loader.map_pin_path(name, pins.versioned().join(name));
+    }
+    let mut ebpf = loader.load(OBJECT)?;
+    check_layouts(pins)?;
+
+    let cgroup = fs::File::open(&options.cgroup)
+        .map_err(CaptureError::file("open cgroup", &options.cgroup))?;
+    for name in CGROUP_PROGRAMS {
+        attach_to_cgroup(&mut ebpf, name, &cgroup, &pins.link(name))?;
+    }
+    load_program(program(&mut ebpf, INBOUND_PROGRAM)?)?;
+    Ok(ebpf)
+}
+
+fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 8] {
+    [
+        (maps::PODS, sizes.pods),
+        (maps::PENDING, sizes.pods),
+        (maps::INBOUND, sizes.pods.saturating_mul(2)),
+        (maps::LISTENERS, sizes.pods.saturating_mul(4)),
+        (maps::TUPLES, sizes.pending_connections),
+        (maps::ADMITTED, sizes.admitted_connections),
+        (maps::EXCLUDED_PORTS, sizes.exclusions),
+        (maps::EXCLUDED_RANGES, sizes.exclusions),
+    ]
+}
+
+/// Key and value sizes; aya takes a pinned map as it is.
+fn check_layouts(pins: &Pins) -> Result<(), CaptureError> {
+    use mesh_common::address::Ip;
+    use std::mem::size_of;
+    let shared = pins.shared();
+    for (name, key, value) in [
+        (maps::PODS, 8, size_of::<maps::Pod>()),
+        (maps::ORIGINS, 4, size_of::<maps::OriginalDestination>()),
+        (maps::MARKS, 4, size_of::<maps::Mark>()),
+        (maps::TUPLES, size_of::<maps::TupleKey>(), size_of::<maps::OriginalDestination>()),
+        (maps::PENDING, 8, 8),
+        (maps::ADMITTED, size_of::<maps::AdmitKey>(), 1),
+        (maps::INBOUND, size_of::<Ip>(), size_of::<maps::Inbound>()),
+        (maps::EXCLUDED_PORTS, size_of::<maps::PortKey>(), 1),
+        (maps::EXCLUDED_RANGES, 4 + size_of::<maps::RangeData>(), 1),
+    ] {
+        let path = shared.join(name);
+        let info = MapInfo::from_pin(&path).map_err(CaptureError::map(name))?;
+        if info.key_size() as usize != key || info.value_size() as usize != value {
+            return Err(CaptureError::Layout { path });
+        }
+    }
+    Ok(())
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, CaptureError> {
+    // The object is ours, so a missing program is a fault of the build.
+    ebpf.program_mut(name).ok_or(CaptureError::Program(ProgramError::NotLoaded))
+}
+
+fn load_program(program: &mut Program) -> Result<(), CaptureError> {
+    match program {
+        Program::CgroupSockAddr(program) => program.load()?,
+        Program::SockOps(program) => program.load()?,
+        Program::SkLookup(program) => program.load()?,
+        _ => return Err(ProgramError::UnexpectedProgramType.into()),
+    }
+    Ok(())
+}
+
+fn attach_to_cgroup(
+    ebpf: &mut Ebpf,
+    name: &str,
+    cgroup: &fs::File,
+    pin: &Path,
+) -> Result<(), CaptureError> {
+    let program = program(ebpf, name)?;
+    load_program(program)?;
+    if update(pin, program.fd()?)? {
+        return Ok(());
+    }
+    // Single is the mode without flags, the only one that links take; others may attach as well.
+    let link: Result<FdLink, LinkError> = match program {
+        Program::CgroupSockAddr(program) => {
+            let id = program.attach(cgroup, CgroupAttachMode::Single)?;
+            program.take_link(id)?.try_into()
+        }
+        Program::SockOps(program) => {
+            let id = program.attach(cgroup, CgroupAttachMode::Single)?;
+            program.take_link(id)?.try_into()
+        }
+        _ => return Err(ProgramError::UnexpectedProgramType.into()),
+    };
+    pin_link(link.map_err(|_| ProgramError::UnexpectedProgramType)?, pin)
+}
+
+/// Attaches the inbound program to a pod's network namespace, or updates its link.
+pub(super) fn attach_inbound(
+    ebpf: &mut Ebpf,
+    netns: &fs::File,
+    pin: &Path,
+) -> Result<(), CaptureError> {
+    let Program::SkLookup(program) = program(ebpf, INBOUND_PROGRAM)? else {
+        return Err(ProgramError::UnexpectedProgramType.into());
+    };
+    if update(pin, program.fd()?)? {
+        return Ok(());
+    }
+    let id = program.attach(netns)?;
+    pin_link(program.take_link(id)?.into(), pin)
+}
+
+/// Updates a pod's link. `false` if its network namespace is gone; the pin is then removed.
+pub(super) fn update_inbound(ebpf: &mut Ebpf, pin: &Path) -> Result<bool, CaptureError> {
+    let program = program(ebpf, INBOUND_PROGRAM)?.fd()?.try_clone().map_err(|source| {
+        CaptureError::File { action: "keep program of", path: pin.to_owned(), source }
+    })?;
+    update(pin, &program)
+}
+
+fn pin_link(link: FdLink, pin: &Path) -> Result<(), CaptureError> {
+    link.pin(pin).map_err(|error| {
+        CaptureError::file("pin", pin)(io::Error::other(error))
+    })?;
+    Ok(())
+}
+
+/// Puts a program into a pinned link. `false` if there is none, or if what it was attached to is
+/// gone ("Link has been severed"); the pin is then removed.
+fn update(pin: &Path, program: &ProgramFd) -> Result<bool, CaptureError> {
+    let link = match object(pin) {
+        Ok(link) => link,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(CaptureError::file("open", pin)(error)),
+    };
+    match update_link(link.as_fd(), program.as_fd()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+            fs::remove_file(pin).map_err(CaptureError::file("remove", pin))?;
+            Ok(false)
+        }
+        Err(error) => Err(CaptureError::file("update", pin)(error)),
+    }
+}
+
+/// Detaches and unpins a link, at once; it is no error if it is absent.
+pub(super) fn detach(pin: &Path) -> Result<(), CaptureError> {
+    let link = match object(pin) {
+        Ok(link) => link,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(CaptureError::file("open", pin)(error)),
+    };
+    // Removing the pin alone would detach some time later: the kernel frees links in a worker.
+    if let Err(error) = detach_link(link.as_fd())
+        && error.raw_os_error() != Some(libc::ENOLINK)
+    {
+        return Err(CaptureError::file("detach", pin)(error));
+    }
+    fs::remove_file(pin).map_err(CaptureError::file("remove", pin))
+}
+
+/// `union bpf_attr` for `BPF_OBJ_GET`.
+#[repr(C)]
+struct ObjectAttr {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// `union bpf_attr` for `BPF_LINK_UPDATE`; `BPF_LINK_DETACH` reads the first field.
+#[repr(C)]
+struct LinkAttr {
+    link: u32,
+    program: u32,
+    flags: u32,
+    old_program: u32,
+}
+
+fn object(pin: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let attr = ObjectAttr { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    // SAFETY: the attribute is live and as long as said; `path` outlives the call.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const attr, size_of::<ObjectAttr>())
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    link_call(BPF_LINK_UPDATE, link, program.as_raw_fd() as u32)
+}
+
+fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    link_call(BPF_LINK_DETACH, link, 0)
+}
+
+fn link_call(command: libc::c_long, link: BorrowedFd<'_>, program: u32) -> io::Result<()> {
+    let attr = LinkAttr { link: link.as_raw_fd() as u32, program, flags: 0, old_program: 0 };
+    // SAFETY: the attribute is live and as long as said; it holds no pointers.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attr, size_of::<LinkAttr>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

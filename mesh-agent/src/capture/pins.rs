@@ -1,0 +1,123 @@
+//! Where maps and links are pinned, so that they outlive the agent.
+//!
+//! `shared/` holds maps whose layout is frozen, `links/` the attachments, `<version>/` the maps
+//! of one layout version. The invariant: `remove_all` leaves nothing of ours below the folder.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use mesh_common::maps::LAYOUT_VERSION;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use super::CaptureError;
+use super::loader;
+
+/// Where a node mounts its bpf file system by custom.
+const BPFFS: &str = "/sys/fs/bpf";
+/// Prefix of the pins of links that hold a pod's sk_lookup program; the netns cookie follows.
+const INBOUND_PREFIX: &str = "inbound-";
+
+/// The folders of one agent's pins.
+#[derive(Clone, Debug)]
+pub(super) struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// Makes the folders, on a bpf file system that is mounted if need be.
+    pub(super) fn create(root: &Path) -> Result<Self, CaptureError> {
+        let pins = Self::existing(root);
+        if root.starts_with(BPFFS) {
+            mount_bpffs(Path::new(BPFFS))?;
+        }
+        fs::create_dir_all(root).map_err(CaptureError::file("create", root))?;
+        mount_bpffs(root)?;
+        for folder in [pins.shared(), pins.links(), pins.versioned()] {
+            fs::create_dir_all(&folder).map_err(CaptureError::file("create", &folder))?;
+        }
+        Ok(pins)
+    }
+
+    /// The folders of an agent that may have run before.
+    pub(super) fn existing(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    pub(super) fn shared(&self) -> PathBuf {
+        self.root.join("shared")
+    }
+
+    pub(super) fn versioned(&self) -> PathBuf {
+        self.root.join(LAYOUT_VERSION)
+    }
+
+    pub(super) fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    /// Pin of a link at the cgroup.
+    pub(super) fn link(&self, program: &str) -> PathBuf {
+        self.links().join(program)
+    }
+
+    /// Pin of a pod's sk_lookup link.
+    pub(super) fn inbound(&self, cookie: u64) -> PathBuf {
+        self.links().join(format!("{INBOUND_PREFIX}{cookie}"))
+    }
+
+    /// Cookies of the pods whose sk_lookup link is pinned.
+    pub(super) fn inbound_cookies(&self) -> Vec<u64> {
+        let names = names_in(&self.links());
+        names
+            .iter()
+            .filter_map(|path| path.file_name()?.to_str()?.strip_prefix(INBOUND_PREFIX)?.parse().ok())
+            .collect()
+    }
+
+    /// Detaches and unpins everything below a pin folder, and the folder itself.
+    pub(super) fn remove_all(root: &Path) -> Result<(), CaptureError> {
+        let pins = Self::existing(root);
+        for link in names_in(&pins.links()) {
+            loader::detach(&link)?;
+        }
+        // Versions that this agent does not know are removed too.
+        for folder in names_in(root) {
+            for pin in names_in(&folder) {
+                fs::remove_file(&pin).map_err(CaptureError::file("remove", &pin))?;
+            }
+            fs::remove_dir(&folder).map_err(CaptureError::file("remove", &folder))?;
+        }
+        if is_bpffs(root) && !root.starts_with(BPFFS) && is_mount_point(root) {
+            umount2(root, MntFlags::empty())
+                .map_err(|errno| CaptureError::file("unmount", root)(errno.into()))?;
+        }
+        match fs::remove_dir(root) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(CaptureError::file("remove", root)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn names_in(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+fn is_bpffs(folder: &Path) -> bool {
+    statfs(folder).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// A folder made on a mounted bpf file system is no mount point: its parent is of the same one.
+fn is_mount_point(folder: &Path) -> bool {
+    !folder.parent().is_some_and(is_bpffs)
+}
+
+fn mount_bpffs(folder: &Path) -> Result<(), CaptureError> {
+    if is_bpffs(folder) {
+        return Ok(());
+    }
+    mount(Some("bpf"), folder, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+        .map_err(|errno| CaptureError::file("mount a bpf file system on", folder)(errno.into()))
+}

@@ -1,0 +1,147 @@
+//! Finds the node's pods by the cgroups that the kubelet makes.
+//!
+//! Both layouts: `kubepods/burstable/pod<uid>/<container>` (cgroupfs driver) and
+//! `kubepods-burstable-pod<uid>.slice`, where systemd's naming turns `-` into `_`. It knows no
+//! Kubernetes API. The invariant: only folders below one whose name starts with `kubepods` count.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::netns::PodNet;
+
+/// Nested deeper than any kubelet's layout; a limit for the recursion.
+const MAX_DEPTH: u32 = 8;
+
+/// A pod that runs on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPod {
+    /// `metadata.uid`.
+    pub uid: String,
+    /// One of its processes; its network namespace is the pod's.
+    pub pid: u32,
+    /// The pod's cgroup.
+    pub cgroup: PathBuf,
+}
+
+/// Pods with at least one process below a cgroup, in the order of their names.
+///
+/// # Errors
+/// The kernel's, when the cgroup itself cannot be read. Pods that vanish meanwhile are left out.
+pub fn local_pods(cgroup: &Path) -> io::Result<Vec<LocalPod>> {
+    let mut found = Vec::new();
+    fs::read_dir(cgroup)?;
+    walk(cgroup, name_of(cgroup).starts_with("kubepods"), MAX_DEPTH, &mut found);
+    Ok(found)
+}
+
+/// Network namespaces of running processes that have one of these cookies.
+pub(super) fn namespaces(cookies: &[u64]) -> Vec<PodNet> {
+    let mut found: Vec<PodNet> = Vec::new();
+    if cookies.is_empty() {
+        return found;
+    }
+    let mut seen = HashSet::new();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let path = process.path().join("ns/net");
+        // Most processes share a few namespaces: only new ones are entered.
+        let Ok(target) = fs::read_link(&path) else { continue };
+        if !seen.insert(target) {
+            continue;
+        }
+        found.extend(PodNet::open(&path).ok().filter(|net| cookies.contains(&net.cookie())));
+    }
+    found
+}
+
+fn walk(folder: &Path, in_kubepods: bool, depth: u32, found: &mut Vec<LocalPod>) {
+    let Some(depth) = depth.checked_sub(1) else { return };
+    for child in children(folder) {
+        let name = name_of(&child);
+        match uid(&name).filter(|_| in_kubepods || name.starts_with("kubepods")) {
+            // Containers are not pods, so there is nothing to look for below.
+            Some(uid) => found.extend(
+                first_process(&child, depth).map(|pid| LocalPod { uid, pid, cgroup: child }),
+            ),
+            None => walk(&child, in_kubepods || name.starts_with("kubepods"), depth, found),
+        }
+    }
+}
+
+/// The pod's uid, if this is the name of a pod's cgroup.
+fn uid(name: &str) -> Option<String> {
+    let uid = if let Some(unit) = name.strip_suffix(".slice") {
+        let (_, uid) = unit.strip_prefix("kubepods")?.rsplit_once("-pod")?;
+        uid.replace('_', "-")
+    } else {
+        name.strip_prefix("pod")?.to_owned()
+    };
+    let is_uid = !uid.is_empty() && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    is_uid.then_some(uid)
+}
+
+fn first_process(folder: &Path, depth: u32) -> Option<u32> {
+    let own = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    // 0 stands for a process of another pid namespace.
+    let pid = own.lines().filter_map(|line| line.parse().ok()).find(|pid| *pid != 0);
+    let depth = depth.checked_sub(1)?;
+    pid.or_else(|| children(folder).iter().find_map(|child| first_process(child, depth)))
+}
+
+fn children(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut folders: Vec<_> = entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect();
+    folders.sort();
+    folders
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(layout: &[(&str, &str)]) -> Vec<(String, u32)> {
+        let root = tempfile::tempdir().unwrap();
+        for (folder, processes) in layout {
+            let folder = root.path().join(folder);
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("cgroup.procs"), processes).unwrap();
+        }
+        let pods = local_pods(root.path()).unwrap();
+        pods.into_iter().map(|pod| (pod.uid, pod.pid)).collect()
+    }
+
+    #[test]
+    fn the_kubelet_with_cgroupfs() {
+        let pods = with(&[
+            ("kubepods/podaaa-1/c1", "17\n18\n"),
+            ("kubepods/burstable/podbbb-2/c1", ""),
+            ("kubepods/burstable/podbbb-2/c2", "42\n"),
+            ("kubepods/besteffort/podccc-3", ""),
+            ("system/podman", "7\n"),
+        ]);
+        assert_eq!(pods, [("bbb-2".into(), 42), ("aaa-1".into(), 17)]);
+    }
+
+    #[test]
+    fn the_kubelet_with_systemd() {
+        let slice = "kubepods.slice/kubepods-burstable.slice";
+        let pods = with(&[
+            (&format!("{slice}/kubepods-burstable-pod11_22.slice/cri-containerd-x.scope"), "5\n"),
+            ("kubepods.slice/kubepods-pod33_44.slice/cri-containerd-y.scope", "0\n6\n"),
+        ]);
+        assert_eq!(pods, [("11-22".into(), 5), ("33-44".into(), 6)]);
+    }
+
+    #[test]
+    fn a_missing_cgroup_is_an_error() {
+        assert!(local_pods(Path::new("/nonexistent/cgroup")).is_err());
+    }
+}

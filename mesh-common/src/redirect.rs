@@ -1,0 +1,233 @@
+//! The capture decision: what happens to one connection of an enrolled pod.
+//!
+//! Pure: the kernel programs read the context and the maps, ask here, and act. Lookups that are
+//! not always needed are closures. The invariant: a connection that the mesh cannot serve is
+//! refused, never let through by mistake.
+
+use crate::address::Ip;
+use crate::counter::Counter;
+use crate::maps::{CLIENT, Inbound, OriginalDestination, Pod};
+use crate::ports;
+
+/// What happens to an outbound connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outbound {
+    /// It connects as if the mesh were not there.
+    Pass,
+    /// It connects to the agent instead, at this address and [`ports::OUTBOUND`].
+    Capture(Ip),
+    /// `connect` fails; counted under the reason.
+    Refuse(Counter),
+}
+
+/// What happens to an inbound connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// The kernel looks for the application's listener as ever.
+    Pass,
+    /// As `Pass`, counted.
+    PassCounted(Counter),
+    /// It goes to the agent's listener of this port.
+    Steer(u16),
+    /// It is answered by a reset; counted under the reason.
+    Refuse(Counter),
+}
+
+/// Decides on `connect` to `destination:port` by a process of an enrolled pod.
+///
+/// `pending` is the number of the pod's connections that wait for the agent.
+#[inline(always)]
+pub fn outbound(
+    pod: &Pod,
+    destination: &Ip,
+    port: u16,
+    excluded: impl FnOnce() -> bool,
+    pending: impl FnOnce() -> u64,
+) -> Outbound {
+    if ports::is_mesh(port) {
+        return Outbound::Refuse(Counter::OutboundRefusedMeshPort);
+    }
+    if destination.is_loopback() || destination.is_link_local_v6() || is_own(pod, destination) {
+        return Outbound::Pass;
+    }
+    // Without a global address of the family the kernel answers ENETUNREACH at once, and clients
+    // that try IPv6 first (RFC 8305) rely on it to fall back.
+    let has_family = if destination.is_v4() { pod.ipv4 != 0 } else { !pod.ipv6.is_zero() };
+    if !has_family || excluded() {
+        return Outbound::Pass;
+    }
+    if pending() >= u64::from(pod.pending_limit) {
+        return Outbound::Refuse(Counter::OutboundRefusedPending);
+    }
+    Outbound::Capture(destination.capture_for(port))
+}
+
+/// Decides on a SYN for `local:port` from `remote` in the network namespace of an enrolled pod.
+///
+/// `ingress_ifindex` would not tell loopback: for local routes the kernel reports the device that
+/// owns the address.
+#[inline(always)]
+pub fn inbound(
+    local: &Ip,
+    port: u16,
+    remote: &Ip,
+    admitted: impl FnOnce() -> bool,
+    settings: impl FnOnce() -> Option<Inbound>,
+    excluded: impl FnOnce(&Inbound) -> bool,
+) -> Arrival {
+    // A source that is local cannot be forged from outside: the kernel drops such packets when
+    // they come in through a device.
+    if local.is_loopback() || local.is_capture() || local == remote {
+        return Arrival::Pass;
+    }
+    if port == ports::TUNNEL {
+        return Arrival::Steer(ports::TUNNEL);
+    }
+    if ports::is_mesh(port) {
+        return Arrival::Refuse(Counter::InboundRefusedMeshPort);
+    }
+    if admitted() {
+        return Arrival::PassCounted(Counter::InboundAdmitted);
+    }
+    match settings() {
+        None => Arrival::Refuse(Counter::InboundRefusedAddress),
+        Some(pod) if excluded(&pod) => Arrival::PassCounted(Counter::InboundExcluded),
+        Some(_) => Arrival::Steer(ports::PLAINTEXT),
+    }
+}
+
+/// Whether `getpeername` must answer with the original destination: the socket is a captured
+/// application's, and the kernel is about to name the agent.
+#[inline(always)]
+pub fn hides_agent(origin: &OriginalDestination, reported: &Ip, port: u16) -> bool {
+    origin.kind == CLIENT && port == ports::OUTBOUND && reported.is_capture()
+}
+
+#[inline(always)]
+fn is_own(pod: &Pod, destination: &Ip) -> bool {
+    match destination.v4() {
+        Some(word) => word == pod.ipv4,
+        None => *destination == pod.ipv6,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::net::IpAddr;
+
+    fn ip(text: &str) -> Ip {
+        text.parse::<IpAddr>().unwrap().into()
+    }
+
+    fn pod() -> Pod {
+        Pod {
+            ipv4: ip("10.1.0.5").v4().unwrap(),
+            ipv6: ip("2001:db8::5"),
+            pending_limit: 10,
+            ..Pod::default()
+        }
+    }
+
+    fn connect(pod: &Pod, to: &str, port: u16) -> Outbound {
+        outbound(pod, &ip(to), port, || false, || 0)
+    }
+
+    fn arrive(local: &str, port: u16, remote: &str, admitted: bool) -> Arrival {
+        let settings = || (local == "10.1.0.5").then(Inbound::default);
+        inbound(&ip(local), port, &ip(remote), || admitted, settings, |_| port == 9000)
+    }
+
+    #[test]
+    fn ordinary_destinations_are_captured() {
+        for to in ["10.96.0.1", "169.254.169.254", "93.184.216.34", "2001:db8::9"] {
+            let expected = Outbound::Capture(ip(to).capture_for(80));
+            assert_eq!(connect(&pod(), to, 80), expected, "{to}");
+        }
+    }
+
+    #[test]
+    fn what_stays_in_the_pod_passes() {
+        for to in ["127.0.0.1", "::1", "0.0.0.0", "::", "fe80::3", "10.1.0.5", "2001:db8::5"] {
+            assert_eq!(connect(&pod(), to, 80), Outbound::Pass, "{to}");
+        }
+    }
+
+    #[test]
+    fn the_mesh_ports_are_refused_everywhere() {
+        for port in [15001, 15006, 15008] {
+            for to in ["10.96.0.1", "127.0.0.1", "10.1.0.5", "2001:db8::9"] {
+                let refused = Outbound::Refuse(Counter::OutboundRefusedMeshPort);
+                assert_eq!(connect(&pod(), to, port), refused, "{to} {port}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_family_passes() {
+        let v4_only = Pod { ipv6: Ip::default(), ..pod() };
+        assert_eq!(connect(&v4_only, "2001:db8::9", 80), Outbound::Pass);
+        assert!(matches!(connect(&v4_only, "10.96.0.1", 80), Outbound::Capture(_)));
+        let v6_only = Pod { ipv4: 0, ..pod() };
+        assert_eq!(connect(&v6_only, "10.96.0.1", 80), Outbound::Pass);
+        assert!(matches!(connect(&v6_only, "2001:db8::9", 80), Outbound::Capture(_)));
+    }
+
+    #[test]
+    fn exclusions_pass_and_the_limit_refuses() {
+        assert_eq!(outbound(&pod(), &ip("10.2.0.1"), 80, || true, || 99), Outbound::Pass);
+        let at = |n| outbound(&pod(), &ip("10.2.0.1"), 80, || false, || n);
+        assert!(matches!(at(9), Outbound::Capture(_)));
+        assert_eq!(at(10), Outbound::Refuse(Counter::OutboundRefusedPending));
+    }
+
+    #[test]
+    fn inbound_goes_to_the_agent() {
+        let steered = Arrival::Steer(ports::PLAINTEXT);
+        assert_eq!(arrive("10.1.0.5", 8080, "10.1.0.9", false), steered);
+        // The node's own address is no exception: NodePort traffic is masked with it.
+        assert_eq!(arrive("10.1.0.5", 8080, "10.1.0.1", false), steered);
+        let tunnel = Arrival::Steer(ports::TUNNEL);
+        assert_eq!(arrive("10.1.0.5", 15008, "10.1.0.9", false), tunnel);
+    }
+
+    #[test]
+    fn inbound_exceptions() {
+        let admitted = Arrival::PassCounted(Counter::InboundAdmitted);
+        assert_eq!(arrive("10.1.0.5", 8080, "10.1.0.9", true), admitted);
+        let excluded = Arrival::PassCounted(Counter::InboundExcluded);
+        assert_eq!(arrive("10.1.0.5", 9000, "10.1.0.9", false), excluded);
+        for (local, remote) in [
+            ("127.0.0.1", "127.0.0.1"),
+            ("127.200.1.1", "10.1.0.5"),
+            ("fd4d:616c:6861::7", "2001:db8::5"),
+            ("::1", "::1"),
+            ("10.1.0.5", "10.1.0.5"),
+        ] {
+            assert_eq!(arrive(local, 8080, remote, false), Arrival::Pass, "{local}");
+        }
+    }
+
+    #[test]
+    fn inbound_refusals() {
+        for port in [15001, 15006] {
+            let refused = Arrival::Refuse(Counter::InboundRefusedMeshPort);
+            assert_eq!(arrive("10.1.0.5", port, "10.1.0.9", true), refused);
+        }
+        // An address that the mesh does not know must not lead around its policy.
+        let refused = Arrival::Refuse(Counter::InboundRefusedAddress);
+        assert_eq!(arrive("fe80::5", 8080, "fe80::9", false), refused);
+    }
+
+    #[test]
+    fn only_captured_sockets_hide_the_agent() {
+        let client = OriginalDestination { kind: CLIENT, ..Default::default() };
+        assert!(hides_agent(&client, &ip("127.200.0.1"), 15001));
+        assert!(hides_agent(&client, &ip("fd4d:616c:6861::1"), 15001));
+        // The same socket, disconnected and connected elsewhere.
+        assert!(!hides_agent(&client, &ip("10.0.0.1"), 15001));
+        assert!(!hides_agent(&client, &ip("127.200.0.1"), 80));
+        let accepted = OriginalDestination { kind: crate::maps::ACCEPTED, ..client };
+        assert!(!hides_agent(&accepted, &ip("127.200.0.1"), 15001));
+    }
+}

@@ -1,0 +1,123 @@
+//! TCP callbacks: they carry the original destination from the client's socket to the agent's,
+//! and take tuples out when a socket closes.
+//!
+//! `connect` cannot write the tuple, since the source port is chosen after it; the callback
+//! before the SYN can. An accepted socket has its record before `accept` can return it, so there
+//! is no race. Callbacks of an accepted socket follow the cgroup of the process that made the
+//! listener. Kernel: netns cookie in sock_ops since 5.15.
+
+use aya_ebpf::bindings::{
+    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
+};
+use aya_ebpf::macros::sock_ops;
+use aya_ebpf::programs::SockOpsContext;
+use mesh_common::counter::Counter;
+use mesh_common::maps::{ACCEPTED, ADMIT, AdmitKey, CLIENT, OriginalDestination, TupleKey};
+use mesh_common::ports;
+
+use crate::ctx::{Ends, Socket};
+use crate::{ctx, maps};
+
+// The name must not be that of its section, "sockops".
+/// All callbacks of sockets below the agent's cgroup.
+#[sock_ops]
+pub fn tcp_callback(ctx: SockOpsContext) -> u32 {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => before_syn(&ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&ctx),
+        BPF_SOCK_OPS_STATE_CB if ctx::ops_new_state(&ctx) == BPF_TCP_CLOSE => closed(&ctx),
+        _ => {}
+    }
+    // No callback used here takes an answer.
+    0
+}
+
+#[inline(always)]
+fn before_syn(ctx: &SockOpsContext) {
+    let Some(socket) = ctx::ops_socket(ctx) else { return };
+    if let Some(origin) = captured(ctx, &socket) {
+        watch_close(ctx);
+        let key = tuple_key(ctx::ops_netns(ctx), &ctx::ops_ends(ctx));
+        if maps::remember_tuple(&key, &origin).is_err() {
+            maps::count(Counter::TuplesFull);
+        }
+    } else if is_admit(&socket) {
+        watch_close(ctx);
+    }
+}
+
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext) {
+    if ctx::ops_local_port(ctx) != ports::OUTBOUND {
+        return;
+    }
+    let netns = ctx::ops_netns(ctx);
+    let Some(socket) = ctx::ops_socket(ctx) else { return };
+    if maps::pod(netns).is_none() {
+        return;
+    }
+    let here = ctx::ops_ends(ctx);
+    // The client's view of the same connection.
+    let there = Ends {
+        local: here.remote,
+        local_port: here.remote_port,
+        remote: here.local,
+        remote_port: here.local_port,
+    };
+    let Some(origin) = maps::take_tuple(&tuple_key(netns, &there)) else {
+        return maps::count(Counter::OriginMissing);
+    };
+    if maps::set_origin(&socket, &OriginalDestination { kind: ACCEPTED, ..origin }).is_err() {
+        maps::count(Counter::OriginMissing);
+    }
+}
+
+#[inline(always)]
+fn closed(ctx: &SockOpsContext) {
+    let Some(socket) = ctx::ops_socket(ctx) else { return };
+    if captured(ctx, &socket).is_some() {
+        // Gone already unless the agent never completed the handshake.
+        let _ = maps::take_tuple(&tuple_key(ctx::ops_netns(ctx), &ctx::ops_ends(ctx)));
+    } else if is_admit(&socket) {
+        let ends = ctx::ops_ends(ctx);
+        maps::forget_admitted(&AdmitKey {
+            source: ends.local,
+            destination: ends.remote,
+            source_port: ends.local_port,
+            destination_port: ends.remote_port,
+        });
+    }
+}
+
+/// The record of an application's socket that is connected to the agent.
+#[inline(always)]
+fn captured(ctx: &SockOpsContext, socket: &Socket) -> Option<OriginalDestination> {
+    if ctx::ops_remote_port(ctx) != ports::OUTBOUND {
+        return None;
+    }
+    maps::origin(socket).filter(|origin| origin.kind == CLIENT)
+}
+
+#[inline(always)]
+fn is_admit(socket: &Socket) -> bool {
+    maps::mark(socket).is_some_and(|mark| mark.flags & ADMIT != 0)
+}
+
+#[inline(always)]
+fn tuple_key(netns: u64, ends: &Ends) -> TupleKey {
+    TupleKey {
+        netns,
+        local: ends.local,
+        remote: ends.remote,
+        local_port: ends.local_port,
+        remote_port: ends.remote_port,
+        reserved: 0,
+    }
+}
+
+/// Asks for callbacks on changes of state, beside those that other programs asked for.
+#[inline(always)]
+fn watch_close(ctx: &SockOpsContext) {
+    let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+}

@@ -1,0 +1,159 @@
+//! `cargo xtask build`: the eBPF object, then the programs that embed or drive it.
+//!
+//! Cargo decides what is out of date. The object always comes from `<root>/target/ebpf`, where the
+//! agent's build script looks for it, whatever `CARGO_TARGET_DIR` says.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, ensure};
+use clap::Args;
+use serde::Deserialize;
+
+use crate::setup::{Toolchain, path_with_cargo_bin};
+use crate::tool::{cargo, run, say, shown, workspace};
+
+/// Between flags in `CARGO_ENCODED_RUSTFLAGS`.
+const SEPARATOR: &str = "\x1f";
+
+/// Options of `cargo xtask build`.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct BuildArgs {
+    /// Optimised, as for production and measurements
+    #[arg(long)]
+    pub release: bool,
+}
+
+/// The programs that a build has made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Built {
+    /// The node agent, with the eBPF object inside.
+    pub mesh_agent: PathBuf,
+    /// The command line.
+    pub meshctl: PathBuf,
+    /// `malha-echo`.
+    pub echo: PathBuf,
+    /// `malha-load`.
+    pub load: PathBuf,
+}
+
+/// A line of cargo's `--message-format=json`; what we do not read is left out.
+#[derive(Deserialize)]
+struct Message {
+    reason: String,
+    executable: Option<PathBuf>,
+    target: Option<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+}
+
+/// Builds everything, optimised for tests (cargo's `dev` profile).
+///
+/// # Errors
+/// As [`with`].
+pub fn all() -> anyhow::Result<Built> {
+    with(BuildArgs::default())
+}
+
+/// Builds everything.
+///
+/// # Errors
+/// No toolchain for eBPF (run `cargo xtask setup`), or the code does not compile.
+pub fn with(args: BuildArgs) -> anyhow::Result<Built> {
+    ebpf()?;
+    programs(args)
+}
+
+/// Builds the eBPF object and returns where it is.
+///
+/// # Errors
+/// No toolchain for eBPF, or the code does not compile.
+pub fn ebpf() -> anyhow::Result<PathBuf> {
+    let target = workspace().join("target/ebpf");
+    let mut command = ebpf_cargo("build")?;
+    command.arg("--release");
+    run(&mut command).context("build the eBPF object")?;
+    let object = target.join("bpfel-unknown-none/release/mesh-ebpf");
+    ensure!(object.exists(), "the build has left no {}", object.display());
+    Ok(object)
+}
+
+/// `cargo <subcommand>` on `mesh-ebpf` with everything that its target needs.
+fn ebpf_cargo(subcommand: &str) -> anyhow::Result<Command> {
+    let toolchain =
+        Toolchain::find().context("no compiler for eBPF: run `cargo xtask setup` first")?;
+    // A RUSTFLAGS from outside would silently drop --btf; this variable wins over it.
+    let flags = [
+        "-Clinker=bpf-linker".to_owned(),
+        "-Clink-arg=--btf".to_owned(),
+        "-Cdebuginfo=2".to_owned(),
+        "--cfg".to_owned(),
+        format!("bpf_target_arch=\"{}\"", std::env::consts::ARCH),
+    ];
+    let mut command = toolchain.cargo();
+    command.current_dir(workspace());
+    command.env("CARGO_ENCODED_RUSTFLAGS", flags.join(SEPARATOR));
+    command.env("PATH", path_with_cargo_bin());
+    // Of the outer cargo run: about another package.
+    command.env_remove("CARGO_MANIFEST_DIR");
+    command.args([subcommand, "--quiet", "--manifest-path", "mesh-ebpf/Cargo.toml"]);
+    command.args(["--target-dir", "target/ebpf", "--target", "bpfel-unknown-none"]);
+    command.args(["-Z", "build-std=core"]);
+    Ok(command)
+}
+
+/// Builds the agent and the tools; the eBPF object must be there.
+fn programs(args: BuildArgs) -> anyhow::Result<Built> {
+    let mut command = cargo();
+    command.args(["build", "--quiet", "--package", "mesh-agent", "--package", "bench", "--bins"]);
+    command.arg("--message-format=json-render-diagnostics");
+    if args.release {
+        command.arg("--release");
+    }
+    say(&format!("$ {}", shown(&command)));
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("start {}", shown(&command)))?;
+    ensure!(output.status.success(), "the programs do not build: {}", output.status);
+    let mut executables = executables(&String::from_utf8_lossy(&output.stdout));
+    let mut take = |name: &str| {
+        executables.remove(name).with_context(|| format!("cargo has built no program {name}"))
+    };
+    Ok(Built {
+        mesh_agent: take("mesh-agent")?,
+        meshctl: take("meshctl")?,
+        echo: take("malha-echo")?,
+        load: take("malha-load")?,
+    })
+}
+
+/// Programs by name in the messages of a cargo build.
+fn executables(messages: &str) -> BTreeMap<String, PathBuf> {
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Message>(line).ok());
+    messages
+        .filter(|message| message.reason == "compiler-artifact")
+        .filter_map(|message| Some((message.target?.name, message.executable?)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn executables_are_found_among_other_messages() {
+        let messages = r#"
+{"reason":"compiler-artifact","target":{"name":"bytes","kind":["lib"]},"executable":null}
+{"reason":"compiler-artifact","target":{"name":"meshctl","kind":["bin"]},"executable":"/t/meshctl"}
+{"reason":"build-script-executed","package_id":"x"}
+{"reason":"build-finished","success":true}
+"#;
+        let expected = BTreeMap::from([("meshctl".to_owned(), PathBuf::from("/t/meshctl"))]);
+        assert_eq!(executables(messages), expected);
+    }
+}
