@@ -3,5 +3,6 @@
 //! The commands of `cargo xtask` are thin; what they do is here, so that tests can use it.
 
 pub mod build;
+pub mod lab;
 pub mod setup;
 pub mod tool;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use xtask::tool::say;
-use xtask::{build, setup};
+use xtask::{build, lab, setup};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about)]
@@ -21,9 +21,9 @@ enum Command {
     Setup(setup::SetupArgs),
     /// Build the eBPF object and every program
     Build(build::BuildArgs),
-    // INTEGRATOR: with the lab's branch, add here and in `dispatch`:
-    //   Lab(#[command(subcommand)] xtask::lab::cli::LabCommand),   => xtask::lab::cli::run(command)
-    //   Demo(xtask::demo::DemoArgs),                               => xtask::demo::run(args)
+    /// A lab for hand work
+    #[command(subcommand)]
+    Lab(lab::cli::LabCommand),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +39,7 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Setup(args) => setup::run_setup(&args),
+        Command::Lab(command) => lab::cli::run(command),
         Command::Build(args) => {
             setup::run_setup(&setup::SetupArgs { build_only: true, ..Default::default() })?;
             let built = build::with(args)?;
