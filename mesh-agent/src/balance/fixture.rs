@@ -94,7 +94,8 @@ pub(crate) fn snapshot(
 ) -> Arc<Snapshot> {
     let mut snapshot = Snapshot { generation: 1, ..Snapshot::default() };
     let endpoints = services.iter().flat_map(|service| &service.ports);
-    let behind = endpoints.flat_map(|port| port.endpoints.iter()).filter_map(|e| e.workload.clone());
+    let behind =
+        endpoints.flat_map(|port| port.endpoints.iter()).filter_map(|e| e.workload.clone());
     for pod in pods.iter().cloned().chain(behind) {
         for ip in &pod.ips {
             snapshot.workloads_by_ip.insert(*ip, Arc::clone(&pod));
@@ -121,9 +122,9 @@ pub(crate) fn snapshot(
         }
         snapshot.virtual_services.push(Arc::new(found));
     }
-    snapshot.virtual_services_by_wildcard.sort_by_key(|(host, at)| {
-        (std::cmp::Reverse(host.specificity()), *at)
-    });
+    snapshot
+        .virtual_services_by_wildcard
+        .sort_by_key(|(host, at)| (std::cmp::Reverse(host.specificity()), *at));
     let mut by_namespace: FxHashMap<Arc<str>, Vec<Arc<DestinationRule>>> = FxHashMap::default();
     for rule in rules {
         let namespace = Arc::clone(&rule.object.namespace);

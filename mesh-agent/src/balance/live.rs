@@ -144,8 +144,6 @@ impl Upstreams {
     }
 }
 
-fn read(
-    shard: &Shard,
-) -> std::sync::RwLockReadGuard<'_, FxHashMap<UpstreamKey, Arc<Upstream>>> {
+fn read(shard: &Shard) -> std::sync::RwLockReadGuard<'_, FxHashMap<UpstreamKey, Arc<Upstream>>> {
     shard.read().unwrap_or_else(PoisonError::into_inner)
 }

@@ -140,10 +140,7 @@ impl Upstream {
             let at = choose(policy, fresh.len(), |at| load(fresh[at]), turn, draw)?;
             fresh.get(at)?
         };
-        Some(Picked {
-            endpoint: chosen.endpoint.clone(),
-            active: ActiveGuard::new(&chosen.active),
-        })
+        Some(Picked { endpoint: chosen.endpoint.clone(), active: ActiveGuard::new(&chosen.active) })
     }
 
     /// The candidates of a generation, built when it is first asked for. A request that still holds
@@ -186,7 +183,8 @@ impl View {
             .collect();
         let mut view = Self { epoch: generation.epoch, ..Self::default() };
         for endpoint in generation.endpoints.iter().filter(|found| selected(found, generation)) {
-            let active = counts.get(&endpoint.address).map_or_else(Arc::default, |old| (*old).clone());
+            let active =
+                counts.get(&endpoint.address).map_or_else(Arc::default, |old| (*old).clone());
             let candidate = Candidate { endpoint: endpoint.clone(), active };
             match Family::of(endpoint.address) {
                 Family::V4 => view.v4.push(candidate),

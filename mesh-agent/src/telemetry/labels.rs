@@ -181,8 +181,7 @@ pub(super) fn workload_name(pod: &Workload) -> &str {
     if let Some(hash) = pod.labels.get("pod-template-hash") {
         return before(&format!("-{hash}-")).unwrap_or(name);
     }
-    let by_controller =
-        ["statefulset.kubernetes.io/pod-name", "controller-revision-hash"].iter();
+    let by_controller = ["statefulset.kubernetes.io/pod-name", "controller-revision-hash"].iter();
     match by_controller.filter(|key| pod.labels.contains_key(**key)).count() {
         0 => name,
         _ => before("-").unwrap_or(name),

@@ -13,9 +13,7 @@ mod labels;
 mod metrics;
 mod request;
 
-pub use connection::{
-    ConnectionRecord, ConnectionStart, ConnectionView, Layer,
-};
+pub use connection::{ConnectionRecord, ConnectionStart, ConnectionView, Layer};
 pub use flags::{ResponseFlag, ResponseFlags};
 pub use labels::Reporter;
 pub use metrics::{Metrics, Telemetry};
