@@ -63,12 +63,7 @@ const NOT_YET: [&str; 14] = [
 const PROTECTING: [&str; 2] = ["AuthorizationPolicy", "RequestAuthentication"];
 
 /// Takes the objects of one document.
-pub(super) fn admit(
-    value: Value,
-    place: Option<Place>,
-    mesh: &MeshSettings,
-    parsed: &mut Parsed,
-) {
+pub(super) fn admit(value: Value, place: Option<Place>, mesh: &MeshSettings, parsed: &mut Parsed) {
     let mut report = Report::new(None, place);
     let mut map = match value {
         Value::Null => return,
@@ -132,7 +127,7 @@ fn admit_object(
         Ok(metadata) => metadata,
         Err(key) => return parsed.refuse(key, report),
     };
-    let key = key_of(kind, &metadata);
+    let key = key_of(kind, metadata.namespace.as_deref(), &metadata.name);
     report.object = Some(key.to_ref());
     check_version(kind, map.get("apiVersion"), &mut report);
     if kind.is_istio() {
@@ -162,15 +157,11 @@ fn metadata(
 ) -> Result<Metadata, Option<Key>> {
     let value = map.remove("metadata").unwrap_or(Value::Null);
     let text = |field: &str| value.get(field).and_then(Value::as_str).map(str::to_owned);
-    let rough = Metadata {
-        name: text("name").unwrap_or_default(),
-        namespace: text("namespace"),
-        ..Metadata::default()
-    };
-    let key = (!rough.name.is_empty()).then(|| key_of(kind, &rough));
-    report.object = Some(key_of(kind, &rough).to_ref());
-    if rough.name.is_empty() && !matches!(value.get("name"), Some(Value::Number(_) | Value::Bool(_)))
-    {
+    let rough = key_of(kind, text("namespace").as_deref(), &text("name").unwrap_or_default());
+    report.object = Some(rough.to_ref());
+    let key = (!rough.name.is_empty()).then_some(rough);
+    let unquoted = matches!(value.get("name"), Some(Value::Number(_) | Value::Bool(_)));
+    if key.is_none() && !unquoted {
         report.error("metadata.name", "missing: every object needs a name");
         return Err(None);
     }
@@ -186,12 +177,12 @@ fn metadata(
     }
 }
 
-fn key_of(kind: Kind, metadata: &Metadata) -> Key {
+fn key_of(kind: Kind, namespace: Option<&str>, name: &str) -> Key {
     let namespace = match kind {
         Kind::Namespace => "",
-        _ => metadata.namespace.as_deref().filter(|name| !name.is_empty()).unwrap_or("default"),
+        _ => namespace.filter(|name| !name.is_empty()).unwrap_or("default"),
     };
-    Key { kind, namespace: namespace.into(), name: metadata.name.as_str().into() }
+    Key { kind, namespace: namespace.into(), name: name.into() }
 }
 
 fn check_version(kind: Kind, value: Option<&Value>, report: &mut Report) {

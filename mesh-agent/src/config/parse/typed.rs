@@ -130,7 +130,7 @@ impl<'p> Node<'p> {
     }
 
     /// A whole number in `min..=max`, also written as text or as `80.0`.
-    fn integer(&self, min: i128, max: i128) -> Result<i128, FieldError> {
+    fn integer(&self, min: i64, max: i64) -> Result<i64, FieldError> {
         let number = match &self.value {
             Value::Number(number) => whole(number),
             Value::String(text) => text.parse().ok(),
@@ -166,20 +166,16 @@ impl<'p> Node<'p> {
         }
         taken
     }
-
 }
 
-fn whole(number: &serde_json::Number) -> Option<i128> {
+fn whole(number: &serde_json::Number) -> Option<i64> {
     if let Some(number) = number.as_i64() {
-        return Some(number.into());
-    }
-    if let Some(number) = number.as_u64() {
-        return Some(number.into());
+        return Some(number);
     }
     let float = number.as_f64()?;
     // Above 2^53 a float no longer names one whole number.
     #[expect(clippy::cast_possible_truncation, reason = "checked to be whole and small")]
-    (float.fract() == 0.0 && float.abs() < 9_007_199_254_740_992.0).then_some(float as i128)
+    (float.fract() == 0.0 && float.abs() < 9_007_199_254_740_992.0).then_some(float as i64)
 }
 
 /// `mirror_percent` -> `mirrorPercent`, as protobuf's JSON mapping spells field names.
@@ -224,24 +220,28 @@ impl<'de> Deserializer<'de> for Node<'_> {
     }
 
     fn deserialize_i32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
-        visitor.visit_i128(self.integer(i32::MIN.into(), i32::MAX.into())?)
+        visitor.visit_i64(self.integer(i32::MIN.into(), i32::MAX.into())?)
     }
 
     fn deserialize_u16<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
-        visitor.visit_i128(self.integer(0, u16::MAX.into())?)
+        visitor.visit_i64(self.integer(0, u16::MAX.into())?)
     }
 
     fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
-        visitor.visit_i128(self.integer(0, u32::MAX.into())?)
+        visitor.visit_i64(self.integer(0, u32::MAX.into())?)
     }
 
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
         match self.value {
             Value::String(text) => visitor.visit_string(text),
-            Value::Number(_) | Value::Bool(_) => Err(FieldError::custom(format!(
-                "must be text: put it in quotes, \"{}\"",
-                self.value
+            Value::Number(number) => Err(FieldError::custom(format!(
+                "must be text, not a number: put it in quotes, \"{number}\""
             ))
+            .at(self.path)),
+            Value::Bool(_) => Err(FieldError::custom(
+                "must be text: put it in quotes (YAML reads true, yes and on, false, no and off \
+                 as booleans)",
+            )
             .at(self.path)),
             _ => Err(self.wrong("text")),
         }
