@@ -315,3 +315,6 @@ fn log_new(before: &[Diagnostic], now: &[Diagnostic]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

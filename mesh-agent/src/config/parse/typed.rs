@@ -168,6 +168,10 @@ impl<'p> Node<'p> {
     }
 }
 
+fn is_one_of(text: &str, words: [&str; 3]) -> bool {
+    words.iter().any(|word| text.eq_ignore_ascii_case(word))
+}
+
 fn whole(number: &serde_json::Number) -> Option<i64> {
     if let Some(number) = number.as_i64() {
         return Some(number);
@@ -213,8 +217,11 @@ impl<'de> Deserializer<'de> for Node<'_> {
     }
 
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
-        match self.value {
-            Value::Bool(value) => visitor.visit_bool(value),
+        // The spellings of YAML 1.1 as well, which Kubernetes' tools read as booleans.
+        match &self.value {
+            Value::Bool(value) => visitor.visit_bool(*value),
+            Value::String(text) if is_one_of(text, ["yes", "on", "y"]) => visitor.visit_bool(true),
+            Value::String(text) if is_one_of(text, ["no", "off", "n"]) => visitor.visit_bool(false),
             _ => Err(self.wrong("true or false")),
         }
     }
@@ -234,14 +241,10 @@ impl<'de> Deserializer<'de> for Node<'_> {
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
         match self.value {
             Value::String(text) => visitor.visit_string(text),
-            Value::Number(number) => Err(FieldError::custom(format!(
-                "must be text, not a number: put it in quotes, \"{number}\""
+            Value::Number(_) | Value::Bool(_) => Err(FieldError::custom(format!(
+                "must be text: put it in quotes, \"{}\"",
+                self.value
             ))
-            .at(self.path)),
-            Value::Bool(_) => Err(FieldError::custom(
-                "must be text: put it in quotes (YAML reads true, yes and on, false, no and off \
-                 as booleans)",
-            )
             .at(self.path)),
             _ => Err(self.wrong("text")),
         }

@@ -103,6 +103,8 @@ fn options() -> serde_saphyr::Options {
     let mut options = serde_saphyr::Options::default();
     options.with_snippet = false;
     options.emit_comments = false;
+    // As text: `exact: no` is meant as a word. Where a boolean is wanted, `no` is still taken.
+    options.strict_booleans = true;
     options.alias_limits.max_total_replayed_events = MAX_ALIAS_EVENTS;
     if let Some(budget) = &mut options.budget {
         budget.max_nodes = MAX_NODES;

@@ -71,7 +71,7 @@ metadata: { name: 1 }
 ---
 apiVersion: v1
 kind: Pod
-metadata: { name: c, labels: { version: 1, on: on, app: x } }
+metadata: { name: c, labels: { app: on, on: no, version: 1 } }
 ---
 apiVersion: v1
 kind: Pod
@@ -114,14 +114,14 @@ spec: { clusterIP: 10.1, ports: [{ port: 80 }, { port: 80 }, { name: x }, { port
         expect![[r#"
             error AuthorizationPolicy h: not supported yet: nothing of it is enforced
             error EndpointSlice default/l metadata.labels[kubernetes.io/service-name]: missing: it ties the slice to its service
-            error Pod default/ metadata.name: must be text, not a number: put it in quotes, "1"
+            error Pod default/ metadata.name: must be text: put it in quotes, "1"
             error Pod default/b apiVersion: missing; write `apiVersion: v1`
-            error Pod default/c metadata.labels.on: must be text: put it in quotes (YAML reads true, yes and on, false, no and off as booleans)
+            error Pod default/c metadata.labels.version: must be text: put it in quotes, "1"
             error Pod default/d metadata.labels: must be a mapping, not a list
             error Pod default/e status.podIPs[0].ip: invalid IP address syntax
             error Pod default/f metadata.creationTimestamp: `yesterday` is not a time such as `2026-01-31T12:00:00Z`
             error Pod x/ metadata.name: missing: every object needs a name
-            error Service default/m spec.clusterIP: must be text, not a number: put it in quotes, "10.1"
+            error Service default/m spec.clusterIP: must be text: put it in quotes, "10.1"
             error VirtualSerivce x/g kind: `VirtualSerivce` is not known; did you mean `VirtualService`?
             error VirtualService default/a apiVersion: `networking.istio.io/v1alpha1` is not a version of VirtualService that the mesh reads; write `apiVersion: networking.istio.io/v1`
             warning Gateway i: not supported yet, ignored
@@ -215,14 +215,16 @@ fn json_is_read_too() {
 }
 
 #[test]
-fn pods_need_no_uid() {
+fn pods_need_no_uid_and_booleans_may_be_words() {
     check(
         "
 kind: Pod
 metadata: { name: a }
+spec: { hostNetwork: yes }
 ---
 kind: Pod
 metadata: { name: b, uid: u }
+spec: { hostNetwork: off }
 ---
 kind: Pod
 metadata: { name: c, uid: u }
@@ -230,7 +232,7 @@ metadata: { name: c, uid: u }
         workloads,
         expect![[r#"
             error Pod default/c metadata.uid: is that of Pod default/b too
-            default/a spiffe://cluster.local/ns/default/sa/default [] Permissive {}
+            default/a spiffe://cluster.local/ns/default/sa/default [] host-network Permissive {}
             default/b spiffe://cluster.local/ns/default/sa/default [] Permissive {}
         "#]],
     );

@@ -118,7 +118,9 @@ fn rules_after_a_catch_all_are_gone() {
     route: [{ destination: { host: cart } }]
 ",
         expect![[r#"
-            error VirtualService shop/cart spec.http[0].match[0].headers.x.exact: must be text: put it in quotes (YAML reads true, yes and on, false, no and off as booleans)
+            VirtualService shop/cart [Exact("cart.shop.svc.cluster.local")]
+              only-some [uri ^/, x =y | uri ^/, port 80] /1 cart.shop.svc.cluster.local/* 1
+              all [uri =/a | uri ~\A(?:.*)\z] /1 cart.shop.svc.cluster.local/* 1
         "#]],
     );
 }
@@ -157,7 +159,10 @@ fn rewrites_timeouts_and_authorities() {
       headers: { request: { add: { host: e.example } } }
 ",
         expect![[r#"
-            error VirtualService shop/cart spec.http[1].headers.request.set[:path]: must be text: put it in quotes (YAML reads true, yes and on, false, no and off as booleans)
+            warning VirtualService shop/cart spec.http[1].headers.request.set[:path]: `:path` is not a header that can be changed, ignored
+            VirtualService shop/cart [Exact("cart.shop.svc.cluster.local")]
+              default [uri ^/a] /1 cart.shop.svc.cluster.local/* 1 rewrite /b authority "c.example" timeout 1.5s
+              default [uri ^/c] /1 cart.shop.svc.cluster.local/* 1 authority "e.example" rewrite ^/c/(\d+)>/$$${1} authority "d.example"
         "#]],
     );
 }
@@ -243,7 +248,7 @@ fn what_is_not_supported_yet_is_said() {
 #[test]
 fn mistakes_are_named_by_field() {
     check_spec(
-        r"
+        r#"
   hosts: [cart, cart.shop.svc.cluster.local, 'a b', '*']
   exportTo: ['*', '.', shop, '~']
   http:
@@ -258,13 +263,39 @@ fn mistakes_are_named_by_field() {
   - directResponse: { status: 99 }
   - directResponse: { status: 200, body: { string: a, bytes: b } }
   - directResponse: { status: 200, body: { bytes: '!' } }
-  - headers: { request: { set: { 'a b': c, d: 'e\0' } } }
+  - headers: { request: { set: { 'a b': c, d: "e\u0007" } } }
   - match: [{ uri: { regex: 'a)(b' } }]
     rewrite: { uriRegexRewrite: { match: a, rewrite: '\1' } }
     route: [{ destination: { host: cart } }]
-",
+"#,
         expect![[r#"
-            error VirtualService shop/cart spec.http[0].match[0].headers[@request.auth.claims.x].exact: must be text: put it in quotes (YAML reads true, yes and on, false, no and off as booleans)
+            error VirtualService shop/cart spec.exportTo[0]: `*` must stand alone
+            error VirtualService shop/cart spec.exportTo[2]: `shop` and `.` name the same namespace
+            error VirtualService shop/cart spec.exportTo[3]: `~` (nobody) has a meaning for ServiceEntry only
+            error VirtualService shop/cart spec.hosts[1]: `cart.shop.svc.cluster.local` is there twice
+            error VirtualService shop/cart spec.hosts[2]: `a b` is not a host name, `*.` with a name, or `*`
+            error VirtualService shop/cart spec.hosts[3]: `*` cannot be used for clients in the mesh: name a host
+            error VirtualService shop/cart spec.http[0]: cannot have both `route` and `redirect`
+            error VirtualService shop/cart spec.http[0].match[0].headers[@request.auth.claims.x]: JWT claims can be matched at gateways only
+            error VirtualService shop/cart spec.http[0].match[0].headers[a b]: `a b` is not a header name
+            error VirtualService shop/cart spec.http[0].match[0].method.regex: `(` is not a regular expression: unclosed group
+            error VirtualService shop/cart spec.http[0].match[0].port: 70000 is not a port
+            error VirtualService shop/cart spec.http[0].match[0].uri: only one of `exact`, `prefix` and `regex` can be given
+            error VirtualService shop/cart spec.http[1].rewrite: only one of `uri` and `uriRegexRewrite` can be given
+            error VirtualService shop/cart spec.http[1].route[0].destination.host: missing: every destination needs a host
+            error VirtualService shop/cart spec.http[1].route[1].destination.host: `*.x` is not a host name
+            error VirtualService shop/cart spec.http[1].timeout: shorter than 1ms
+            error VirtualService shop/cart spec.http[2].redirect: only one of `port` and `derivePort` can be given
+            error VirtualService shop/cart spec.http[2].redirect: only one of `uri` and `prefixRewrite` can be given
+            error VirtualService shop/cart spec.http[2].redirect.redirectCode: 333 is not one of 301, 302, 303, 307 and 308
+            error VirtualService shop/cart spec.http[2].rewrite: has no meaning without `route`
+            error VirtualService shop/cart spec.http[3].directResponse.status: 99 is not a status from 200 to 599
+            error VirtualService shop/cart spec.http[4].directResponse.body: only one of `string` and `bytes` can be given
+            error VirtualService shop/cart spec.http[5].directResponse.body.bytes: not base64
+            error VirtualService shop/cart spec.http[6]: must have one of `route`, `redirect` and `directResponse`
+            error VirtualService shop/cart spec.http[6].headers.request.set[a b]: `a b` is not a header name
+            error VirtualService shop/cart spec.http[7].match[0].uri.regex: `a)(b` is not a regular expression: unopened group
+            error VirtualService shop/cart spec.http[7].rewrite.uriRegexRewrite.rewrite: `\1`: the expression has no such group
         "#]],
     );
 }

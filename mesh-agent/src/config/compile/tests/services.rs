@@ -110,12 +110,16 @@ endpoints: [{ addresses: [10.0.0.1] }]
 ",
         services,
         expect![[r#"
-            error EndpointSlice default/a ports[1].name: must be text: put it in quotes (YAML reads true, yes and on, false, no and off as booleans)
-            error Service default/a spec.ports[1].name: must be text: put it in quotes (YAML reads true, yes and on, false, no and off as booleans)
+            default/a a.default.svc.cluster.local Headless []
+              80 "x" Detect
+                10.0.0.1:8080 
+                10.0.0.1:9090 
+              8080 "y" Detect
+                10.0.0.1:8080 
             default/b b.default.svc.cluster.local Headless []
               9090 "x" Detect
                 10.0.0.1:9090 
-            headless 10.0.0.1:9090 -> default/b:9090
+            headless 10.0.0.1:8080 -> default/a:8080
         "#]],
     );
 }

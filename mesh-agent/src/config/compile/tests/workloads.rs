@@ -222,7 +222,7 @@ status: { phase: Running, podIP: 10.0.0.1 }
             format!("{}\n", owner.name)
         },
         expect![[r#"
-            error Pod default/finished metadata.uid: must be text, not a number: put it in quotes, "1"
+            error Pod default/finished metadata.uid: must be text: put it in quotes, "1"
             default/lives
         "#]],
     );
