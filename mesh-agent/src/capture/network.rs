@@ -1,6 +1,6 @@
 //! What a pod's network namespace needs so that captured connections can flow.
 //!
-//! Two sysctls, one rule and one route per family, and for IPv6 the prefix that captured
+//! A few sysctls, one rule and one route per family, and for IPv6 the prefix that captured
 //! connections are sent to. The agent speaks to the application with the client's address; the
 //! mark keeps both directions of that connection on `lo`. It only routes: it grants nothing. The
 //! invariant: nothing here touches packets without the mark, so it may stay while connections
@@ -24,16 +24,26 @@ const PRIORITY: u32 = 273;
 /// The kernel's table of local addresses.
 const LOCAL_TABLE: u32 = 255;
 
-/// - `tcp_fwmark_accept`: an accepted socket answers with the mark of the SYN.
+/// Settings of the namespace, 0 by default:
+/// - `tcp_fwmark_accept`: an accepted socket answers with the mark of the SYN (both families).
 /// - `tcp_migrate_req`: connections that wait on a listener move to its successor at its close.
-const SYSCTLS: [&str; 2] =
-    ["/proc/sys/net/ipv4/tcp_fwmark_accept", "/proc/sys/net/ipv4/tcp_migrate_req"];
+/// - `fwmark_reflect`: so does the reset of a port without a listener, or it would leave by the
+///   pod's interface for the real client, and the agent would wait.
+const SYSCTLS: [&str; 3] = [
+    "/proc/sys/net/ipv4/tcp_fwmark_accept",
+    "/proc/sys/net/ipv4/tcp_migrate_req",
+    "/proc/sys/net/ipv4/fwmark_reflect",
+];
+const SYSCTL_V6: &str = "/proc/sys/net/ipv6/fwmark_reflect";
 
 /// Sets the namespace up; does nothing where it is already.
 pub(super) fn prepare(net: &PodNet, with_v6: bool) -> io::Result<()> {
     net.within(|| {
         for path in SYSCTLS {
             std::fs::write(path, "1")?;
+        }
+        if with_v6 {
+            std::fs::write(SYSCTL_V6, "1")?;
         }
         let netlink = Netlink::open()?;
         for family in families(with_v6) {
@@ -56,6 +66,8 @@ pub(super) fn restore(net: &PodNet) -> io::Result<()> {
         for path in SYSCTLS {
             std::fs::write(path, "0")?;
         }
+        // Absent in a kernel without IPv6.
+        let _ = std::fs::write(SYSCTL_V6, "0");
         Ok(())
     })?
 }

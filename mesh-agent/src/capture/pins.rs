@@ -81,8 +81,9 @@ impl Pins {
         for link in names_in(&pins.links()) {
             loader::detach(&link)?;
         }
-        // Versions that this agent does not know are removed too.
-        for folder in names_in(root) {
+        // Versions that this agent does not know are removed too. A fresh bpf file system also
+        // holds two files of the kernel's (`maps.debug`, `progs.debug`), which go with it.
+        for folder in names_in(root).into_iter().filter(|path| path.is_dir()) {
             for pin in names_in(&folder) {
                 fs::remove_file(&pin).map_err(CaptureError::file("remove", &pin))?;
             }

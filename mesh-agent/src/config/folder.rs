@@ -16,12 +16,12 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, error, info, warn};
 
+use super::Publish;
 use super::compile::{Compiled, compile};
 use super::diagnostic::{Diagnostic, Severity};
 use super::objects::{Objects, Settings};
 use super::parse::{MAX_FILE_BYTES, Parsed, parse};
 use super::writer::{ENROLLED, STATUS_DIR, read_list};
-use super::Publish;
 use crate::model::Snapshot;
 
 /// A folder is read once nothing happened in it for this long.
@@ -93,7 +93,8 @@ async fn next_batch(changes: &mut mpsc::Receiver<Touched>) -> Touched {
         Err(_) => return Touched::Paths(HashSet::new()),
     };
     let deadline = Instant::now() + PATIENCE;
-    while let Ok(Some(more)) = timeout_at(deadline.min(Instant::now() + QUIET), changes.recv()).await
+    while let Ok(Some(more)) =
+        timeout_at(deadline.min(Instant::now() + QUIET), changes.recv()).await
     {
         touched = touched.and(more);
         if Instant::now() >= deadline {
@@ -314,3 +315,6 @@ fn log_new(before: &[Diagnostic], now: &[Diagnostic]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

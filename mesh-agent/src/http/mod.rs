@@ -1,1 +1,37 @@
-//! (to be written)
+//! The HTTP engine: requests of a captured connection, routed one by one at the client's node.
+//!
+//! `serve` reads requests from a connection, `outbound` alone holds the order of phases, `client`
+//! and `pool` hold the connections to endpoints. `router`, `rewrite`, `headers`, `redirect`,
+//! `reply`, `retry` and `detect` are pure leaves. Not here: how an endpoint is reached (the
+//! [`Connect`] trait; the tunnel or plain TCP), which endpoint is chosen (`balance`), retries and
+//! faults that a route asks for.
+//!
+//! Invariants: a request loads `Live` once; bodies stream both ways and are never collected; what
+//! one source workload's requests hold (connections, streams) is never used for another's.
+//!
+//! Limits, from what hyper can do: of the informational responses only `100 Continue` passes (as
+//! an answer to `Expect`), header names are sent in lower case, an upgrade on an HTTP/2 connection
+//! (RFC 8441) is refused by the server side.
+
+mod body;
+mod client;
+mod connect;
+mod detect;
+mod engine;
+mod error;
+mod headers;
+mod outbound;
+mod pool;
+mod redirect;
+mod reply;
+mod retry;
+mod rewrite;
+mod router;
+mod serve;
+mod upgrade;
+
+pub use connect::{ByteStream, Connect, ConnectError, Prefixed};
+pub use detect::{Detected, PREFIX_LIMIT, detect};
+pub use engine::{ConnectionFacts, Engine};
+pub use router::{Head, Route, VirtualHost, route, virtual_host};
+pub use serve::{HttpVersion, ServeError, serve};

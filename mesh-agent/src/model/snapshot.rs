@@ -3,11 +3,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
-    DestinationRule, HostPattern, Service, ServiceKey, ServicePort, Subset, VirtualService,
-    Workload,
+    DestinationRule, HostPattern, ObjectRef, Service, ServiceKey, ServicePort, Subset,
+    VirtualService, Workload,
 };
 
 /// Settings of the whole mesh.
@@ -56,6 +56,9 @@ pub struct Snapshot {
     pub virtual_services_by_host: FxHashMap<Arc<str>, Vec<usize>>,
     /// Indexes of those with a wildcard host, most specific first, then oldest first.
     pub virtual_services_by_wildcard: Vec<(HostPattern, usize)>,
+    /// Virtual services in a version whose destinations were all there when it came into force: the
+    /// one that stays when a newer version misses some. Only `config` looks at this.
+    pub sound_virtual_services: FxHashSet<ObjectRef>,
     /// Destination rules by namespace, most specific host first.
     pub destination_rules: FxHashMap<Arc<str>, Vec<Arc<DestinationRule>>>,
 }

@@ -74,18 +74,16 @@ pub async fn serve(
 ) -> Result<(), TunnelError> {
     let failed = |error| TunnelError::Handshake(Arc::new(error));
     let ServerSettings { tls, address, peer_identity, shutdown } = settings;
-    let connection =
-        ServerConnection::new(tls).map_err(|error| failed(io::Error::other(error)))?;
+    let connection = ServerConnection::new(tls).map_err(|error| failed(io::Error::other(error)))?;
     let mut io = TlsSocket::new(socket, connection.into()).map_err(failed)?;
     let mut wire = Wire::new(Role::Server);
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, io.handshake(&mut wire)).await {
         Ok(result) => result.map_err(failed)?,
         Err(_) => return Err(TunnelError::HandshakeTimeout),
     }
-    let peer =
-        io.tls.peer_certificates().and_then(peer_identity).ok_or(TunnelError::NoIdentity)?;
-    let on_request = |mut stream: TunnelStream, head: ConnectHead| {
-        match own_address(&head.authority, address) {
+    let peer = io.tls.peer_certificates().and_then(peer_identity).ok_or(TunnelError::NoIdentity)?;
+    let on_request =
+        |mut stream: TunnelStream, head: ConnectHead| match own_address(&head.authority, address) {
             Some(authority) => {
                 let ConnectHead { baggage, traceparent, .. } = head;
                 handler(Incoming { authority, peer: peer.clone(), baggage, traceparent, stream });
@@ -94,8 +92,7 @@ pub async fn serve(
                 tracing::debug!(authority = head.authority, %peer, "authority refused");
                 stream.respond(400, true);
             }
-        }
-    };
+        };
     let driver = Driver::new(io, Shared::new(wire), on_request, Some(shutdown.cancelled_owned()));
     driver.run().await.map_err(|error| TunnelError::Closed(error.to_string()))
 }

@@ -39,11 +39,7 @@ impl TunnelStream {
     ///
     /// # Errors
     /// `ConnectionReset` if the stream or its connection was reset.
-    pub fn poll_read_bytes(
-        &mut self,
-        cx: &mut Context<'_>,
-        max: usize,
-    ) -> Poll<io::Result<Bytes>> {
+    pub fn poll_read_bytes(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<io::Result<Bytes>> {
         let mut shared = self.shared.borrow_mut();
         let polled = shared.wire.read_bytes(self.id, max);
         match &polled {

@@ -1,6 +1,7 @@
 //! The checks, in the order in which they build on each other.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,7 +12,8 @@ use crate::lab::{
     Client, Lab, NODE, NODE_AT_B, NODE_AT_B6, NODE6, PATIENCE, POD_A, POD_A6, POD_B, POD_B6, ip,
 };
 
-pub fn run(cgroup: PathBuf, pins: PathBuf) {
+pub(crate) fn run(cgroup: PathBuf, pins: PathBuf) {
+    let pins = pins.join("pins");
     let lab = Lab::new(cgroup, pins.clone());
     check("an unprepared node is untouched", || nothing_captured(&lab));
     check("a full map is reported", || full_map(&lab));
@@ -60,7 +62,7 @@ fn nothing_captured(lab: &Lab) {
 
 fn full_map(lab: &Lab) {
     let mut options = lab.options.clone();
-    options.pin_dir = options.pin_dir.with_extension("small");
+    options.pin_dir = options.pin_dir.with_file_name("small");
     options.sizes = MapSizes { pods: 1, ..MapSizes::default() };
     let capture = Capture::start(&options).unwrap();
     let _a = capture.enroll(&lab.a, &Lab::settings_a()).unwrap();
@@ -154,7 +156,7 @@ fn v4_mapped(lab: &Lab) {
 
 fn bound_sockets(lab: &Lab) {
     for (own, to) in [(POD_A, "11.2.3.4:80"), (POD_A6, "[2001:db8::4]:80")] {
-        for (port, device) in [(0, None), (45_000, None), (0, Some("eth0"))] {
+        for (port, device) in [(0, None), (25_000, None), (0, Some("eth0"))] {
             let own = SocketAddr::new(own.parse().unwrap(), port);
             let to: SocketAddr = to.parse().unwrap();
             let client = Client::with(&lab.a, || {
@@ -181,11 +183,24 @@ fn reconnected(lab: &Lab) {
     let _app = lab.app(&lab.a, "127.0.0.1:8080");
     let client = Client::connect(&lab.a, "11.2.3.4:80").unwrap();
     assert_eq!(client.peer(), "11.2.3.4:80");
-    let unspec = nix::sys::socket::UnixAddr::new_unnamed();
-    drop(unspec);
-    drop(client);
-    let client = Client::connect(&lab.a, "127.0.0.1:8080").unwrap();
+    disconnect(&client.stream);
+    let again = SockAddr::from("127.0.0.1:8080".parse::<SocketAddr>().unwrap());
+    let socket = Socket::from(client.stream);
+    socket.connect(&again).unwrap();
+    let client = Client::greeted(socket.into()).unwrap();
+    assert!(client.greeting.starts_with("app "), "{}", client.greeting);
     assert_eq!(client.peer(), "127.0.0.1:8080");
+}
+
+/// `connect` with `AF_UNSPEC` takes a TCP socket back to unconnected.
+fn disconnect(stream: &TcpStream) {
+    let unspec = libc::sockaddr { sa_family: libc::AF_UNSPEC as u16, sa_data: [0; 14] };
+    #[allow(unsafe_code, reason = "no wrapper knows this address")]
+    // SAFETY: the address is live and as long as said.
+    let result = unsafe {
+        libc::connect(stream.as_raw_fd(), &raw const unspec, size_of_val(&unspec) as u32)
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
 fn outbound_exceptions(lab: &Lab, capture: &Arc<Capture>) {
@@ -217,13 +232,13 @@ fn outbound_exceptions(lab: &Lab, capture: &Arc<Capture>) {
         }
     }
     // Closed, not open.
-    agent.stop(lab);
+    drop(agent);
     refused(&lab.a, "11.2.3.4:80");
     refused(&lab.a, "[2001:db8::4]:80");
     without_v6(lab, capture);
 }
 
-/// Happy eyeballs depends on the immediate error.
+/// Happy eyeballs depends on the immediate error, so the family that a pod lacks is left alone.
 fn without_v6(lab: &Lab, capture: &Arc<Capture>) {
     let mut settings = Lab::settings_a();
     settings.ips.truncate(1);
@@ -231,7 +246,6 @@ fn without_v6(lab: &Lab, capture: &Arc<Capture>) {
     let listeners = capture.enroll(&lab.a, &settings).unwrap();
     assert_eq!(listeners.outbound.len(), 1);
     let _agent = lab.agent(capture, listeners);
-    let _app = lab.app(&lab.node, "[::]:8080");
     let direct = Client::connect(&lab.a, &format!("[{NODE6}]:8080")).unwrap();
     assert!(direct.greeting.starts_with("app "));
     captured(lab, "11.2.3.4:80".parse().unwrap());
@@ -242,7 +256,7 @@ fn inbound(lab: &Lab, capture: &Arc<Capture>) {
     let _excluded = lab.app(&lab.b, "[::]:7777");
     let mut before = Client::connect(&lab.node, &format!("{POD_B}:8080")).unwrap();
     let listeners = capture.enroll(&lab.b, &Lab::settings_b()).unwrap();
-    let _agent = lab.agent(capture, listeners);
+    let agent = lab.agent(capture, listeners);
     assert!(before.is_alive(), "a connection from before the enrolment");
     for (host, from) in [(POD_B.to_owned(), NODE_AT_B), (format!("[{POD_B6}]"), NODE_AT_B6)] {
         // 4444: nobody listens there, and still the agent decides.
@@ -266,7 +280,7 @@ fn inbound(lab: &Lab, capture: &Arc<Capture>) {
     refused(&lab.node, "10.77.2.99:8080");
     ip(&lab.b, "addr del 10.77.2.99/24 dev eth0");
     // Without an agent: closed.
-    _agent.stop(lab);
+    drop(agent);
     refused(&lab.node, &format!("{POD_B}:8080"));
     assert!(before.is_alive(), "and it still lives");
 }
@@ -299,9 +313,11 @@ fn dial_into_pod(lab: &Lab, capture: &Arc<Capture>) {
         drop(open);
         gone(capture);
     }
-    let pod = |port| SocketAddr::new(POD_B.parse().unwrap(), port);
-    for port in [4444, 6060] {
-        let error = into_pod(lab, capture, POD_A.parse().unwrap(), pod(port)).err().unwrap();
+    // Nobody there, and somebody who listens on loopback only: refused at once.
+    for (to, client, port) in [(POD_B, POD_A, 4444), (POD_B6, POD_A6, 4444), (POD_B, POD_A, 6060)]
+    {
+        let to = SocketAddr::new(to.parse().unwrap(), port);
+        let error = into_pod(lab, capture, client.parse().unwrap(), to).err().unwrap();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
     }
     gone(capture);
@@ -389,8 +405,8 @@ fn withdraw(lab: &Lab, capture: &Arc<Capture>) {
 
     capture.withdraw(lab.a.cookie(), &Lab::settings_a().ips).unwrap();
     capture.withdraw(lab.b.cookie(), &Lab::settings_b().ips).unwrap();
-    a.stop(lab);
-    b.stop(lab);
+    drop(a);
+    drop(b);
     for client in &mut open {
         assert!(client.is_alive(), "{}", client.greeting);
     }
@@ -436,8 +452,8 @@ fn restart(lab: &Lab, capture: Arc<Capture>) {
     let a = next.enroll(&lab.a, &Lab::settings_a()).unwrap();
     let b = next.enroll(&lab.b, &Lab::settings_b()).unwrap();
     let (a, b) = (lab.agent(&next, a), lab.agent(&next, b));
-    old_a.stop(lab);
-    old_b.stop(lab);
+    drop(old_a);
+    drop(old_b);
     drop(capture);
     assert!(open.is_alive());
     assert_eq!(open.peer(), "11.2.3.4:80");
@@ -449,8 +465,8 @@ fn restart(lab: &Lab, capture: Arc<Capture>) {
     assert!(count(&next, "outbound_captured") >= counted + 100, "counters go on");
 
     // Stopped without a successor: what was enrolled is refused, not let through.
-    a.stop(lab);
-    b.stop(lab);
+    drop(a);
+    drop(b);
     drop(next);
     let _app = lab.app(&lab.b, "[::]:8080");
     refused(&lab.a, &format!("{NODE}:8080"));

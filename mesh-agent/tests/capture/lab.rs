@@ -13,32 +13,32 @@ use std::time::Duration;
 use mesh_agent::capture::{Capture, CaptureOptions, MapSizes, PodListeners, PodNet, PodSettings};
 use nix::sched::{CloneFlags, unshare};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinHandle;
 
 /// Longer than anything here takes.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
-pub const POD_A: &str = "10.77.1.2";
-pub const POD_A6: &str = "fd77:1::2";
-pub const POD_B: &str = "10.77.2.2";
-pub const POD_B6: &str = "fd77:2::2";
-pub const NODE: &str = "10.77.1.1";
-pub const NODE6: &str = "fd77:1::1";
-pub const NODE_AT_B: &str = "10.77.2.1";
-pub const NODE_AT_B6: &str = "fd77:2::1";
+pub(crate) const POD_A: &str = "10.77.1.2";
+pub(crate) const POD_A6: &str = "fd77:1::2";
+pub(crate) const POD_B: &str = "10.77.2.2";
+pub(crate) const POD_B6: &str = "fd77:2::2";
+pub(crate) const NODE: &str = "10.77.1.1";
+pub(crate) const NODE6: &str = "fd77:1::1";
+pub(crate) const NODE_AT_B: &str = "10.77.2.1";
+pub(crate) const NODE_AT_B6: &str = "fd77:2::1";
 
-pub struct Lab {
-    pub runtime: Runtime,
-    pub node: PodNet,
-    pub a: PodNet,
-    pub b: PodNet,
-    pub options: CaptureOptions,
-    pub pause: Pause,
+pub(crate) struct Lab {
+    pub(crate) runtime: Runtime,
+    pub(crate) node: PodNet,
+    pub(crate) a: PodNet,
+    pub(crate) b: PodNet,
+    pub(crate) options: CaptureOptions,
+    _pause: Pause,
 }
 
 /// A process in pod A, as a container's pause process: found by its cgroup.
-pub struct Pause(Child);
+pub(crate) struct Pause(Child);
 
 impl Drop for Pause {
     fn drop(&mut self) {
@@ -48,7 +48,7 @@ impl Drop for Pause {
 }
 
 impl Lab {
-    pub fn new(cgroup: PathBuf, pin_dir: PathBuf) -> Self {
+    pub(crate) fn new(cgroup: PathBuf, pin_dir: PathBuf) -> Self {
         let node = namespace();
         let a = namespace();
         let b = namespace();
@@ -76,10 +76,10 @@ impl Lab {
             .build()
             .unwrap();
         let options = CaptureOptions { cgroup, pin_dir, sizes: MapSizes::default() };
-        Self { runtime, node, a, b, options, pause }
+        Self { runtime, node, a, b, options, _pause: pause }
     }
 
-    pub fn settings_a() -> PodSettings {
+    pub(crate) fn settings_a() -> PodSettings {
         PodSettings {
             ips: vec![POD_A.parse().unwrap(), POD_A6.parse().unwrap()],
             exclude_outbound_ports: vec![9999],
@@ -91,7 +91,7 @@ impl Lab {
         }
     }
 
-    pub fn settings_b() -> PodSettings {
+    pub(crate) fn settings_b() -> PodSettings {
         PodSettings {
             ips: vec![POD_B.parse().unwrap(), POD_B6.parse().unwrap()],
             exclude_inbound_ports: vec![7777],
@@ -100,18 +100,18 @@ impl Lab {
     }
 
     /// Answers on the listeners of a pod until dropped.
-    pub fn agent(&self, capture: &Arc<Capture>, listeners: PodListeners) -> Tasks {
-        let mut tasks = Tasks::default();
+    pub(crate) fn agent(&self, capture: &Arc<Capture>, listeners: PodListeners) -> Tasks {
+        let mut tasks = Tasks(self.runtime.handle().clone(), Vec::new());
         for listener in listeners.outbound {
             let capture = Arc::clone(capture);
-            tasks.add(self.serve(listener, move |socket| {
+            tasks.1.push(self.serve(listener, move |socket| {
                 let origin = capture.original_destination(socket);
                 format!("captured {}", origin.map_or("nowhere".into(), |ip| ip.to_string()))
             }));
         }
         for (name, sockets) in [("plaintext", listeners.plaintext), ("tunnel", listeners.tunnel)] {
             for listener in sockets {
-                tasks.add(self.serve(listener, move |socket| {
+                tasks.1.push(self.serve(listener, move |socket| {
                     let (to, from) = (socket.local_addr().unwrap(), socket.peer_addr().unwrap());
                     format!("{name} {to} {}", from.ip())
                 }));
@@ -121,12 +121,13 @@ impl Lab {
     }
 
     /// An application: says who it is and who it sees.
-    pub fn app(&self, net: &PodNet, address: &str) -> Tasks {
+    pub(crate) fn app(&self, net: &PodNet, address: &str) -> Tasks {
         let address: SocketAddr = address.parse().unwrap();
-        let listener = net.within(|| TcpListener::bind(address).unwrap()).unwrap();
+        let bound = net.within(|| TcpListener::bind(address)).unwrap();
+        let listener = bound.unwrap_or_else(|error| panic!("{address}: {error}"));
         listener.set_nonblocking(true).unwrap();
-        let mut tasks = Tasks::default();
-        tasks.add(self.serve(listener, |socket| {
+        let mut tasks = Tasks(self.runtime.handle().clone(), Vec::new());
+        tasks.1.push(self.serve(listener, |socket| {
             format!("app {}", socket.peer_addr().unwrap())
         }));
         tasks
@@ -156,51 +157,38 @@ impl Lab {
 }
 
 /// Servers that stop when dropped. Connections that they accepted live on.
-#[derive(Default)]
-pub struct Tasks(Vec<JoinHandle<()>>);
-
-impl Tasks {
-    fn add(&mut self, task: JoinHandle<()>) {
-        self.0.push(task);
-    }
-
-    /// Stops, and returns when the listeners are closed.
-    pub fn stop(mut self, lab: &Lab) {
-        for task in self.0.drain(..) {
-            task.abort();
-            let _ = lab.runtime.block_on(task);
-        }
-    }
-}
+pub(crate) struct Tasks(Handle, Vec<JoinHandle<()>>);
 
 impl Drop for Tasks {
     fn drop(&mut self) {
-        for task in &self.0 {
+        for task in self.1.drain(..) {
             task.abort();
+            // Until the listener is really closed.
+            let _ = self.0.block_on(task);
         }
     }
 }
 
 /// An application's connection, seen from the client.
-pub struct Client {
-    pub stream: TcpStream,
-    pub greeting: String,
+pub(crate) struct Client {
+    pub(crate) stream: TcpStream,
+    pub(crate) greeting: String,
 }
 
 impl Client {
-    pub fn connect(net: &PodNet, to: &str) -> io::Result<Self> {
+    pub(crate) fn connect(net: &PodNet, to: &str) -> io::Result<Self> {
         let to: SocketAddr = to.parse().unwrap();
         Self::with(net, || TcpStream::connect_timeout(&to, PATIENCE))
     }
 
-    pub fn with(
+    pub(crate) fn with(
         net: &PodNet,
         connect: impl FnOnce() -> io::Result<TcpStream>,
     ) -> io::Result<Self> {
         Self::greeted(net.within(connect)??)
     }
 
-    pub fn greeted(stream: TcpStream) -> io::Result<Self> {
+    pub(crate) fn greeted(stream: TcpStream) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut greeting = String::new();
@@ -212,18 +200,18 @@ impl Client {
     }
 
     /// Whether the other end still echoes.
-    pub fn is_alive(&mut self) -> bool {
+    pub(crate) fn is_alive(&mut self) -> bool {
         let mut answer = [0; 4];
         self.stream.write_all(b"ping").is_ok()
             && self.stream.read_exact(&mut answer).is_ok()
             && &answer == b"ping"
     }
 
-    pub fn peer(&self) -> String {
+    pub(crate) fn peer(&self) -> String {
         self.stream.peer_addr().unwrap().to_string()
     }
 
-    pub fn local_ip(&self) -> IpAddr {
+    pub(crate) fn local_ip(&self) -> IpAddr {
         self.stream.local_addr().unwrap().ip()
     }
 }
@@ -238,7 +226,7 @@ fn namespace() -> PodNet {
     .unwrap()
 }
 
-pub fn ip(net: &PodNet, arguments: &str) -> String {
+pub(crate) fn ip(net: &PodNet, arguments: &str) -> String {
     let output = net
         .within(|| Command::new("ip").args(arguments.split_whitespace()).output().unwrap())
         .unwrap();

@@ -56,6 +56,7 @@ fn outer() -> ExitCode {
     let name = format!("malha-capture-{}", std::process::id());
     let cgroup = cgroup2().unwrap().join(&name);
     let pins = std::env::temp_dir().join(&name);
+    std::fs::create_dir(&pins).unwrap();
     let agent = cgroup.join("agent");
     std::fs::create_dir_all(&agent).unwrap();
     let _guard = Leftovers { cgroup: &cgroup, pins: &pins };
@@ -84,9 +85,12 @@ struct Leftovers<'a> {
 impl Drop for Leftovers<'_> {
     fn drop(&mut self) {
         let _ = std::fs::write(self.cgroup.join("cgroup.kill"), "1");
-        if let Err(error) = Capture::cleanup(self.pins) {
-            println!("cannot clean up: {error}");
+        for pins in std::fs::read_dir(self.pins).into_iter().flatten().flatten() {
+            if let Err(error) = Capture::cleanup(&pins.path()) {
+                println!("cannot clean up: {error}");
+            }
         }
+        let _ = std::fs::remove_dir(self.pins);
         // The kernel takes a moment to empty a cgroup of killed processes.
         for _ in 0..100 {
             remove_tree(self.cgroup);

@@ -33,7 +33,6 @@ pub(in crate::config) struct Subset {
 /// `trafficPolicy`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[expect(dead_code, reason = "fields that are not honoured yet are reported while parsing")]
 pub(in crate::config) struct TrafficPolicy {
     pub(in crate::config) load_balancer: Option<LoadBalancer>,
     pub(in crate::config) connection_pool: Option<ConnectionPool>,
@@ -48,7 +47,6 @@ pub(in crate::config) struct TrafficPolicy {
 /// `trafficPolicy.portLevelSettings[]`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[expect(dead_code, reason = "fields that are not honoured yet are reported while parsing")]
 pub(in crate::config) struct PortPolicy {
     pub(in crate::config) port: PortSelector,
     pub(in crate::config) load_balancer: Option<LoadBalancer>,
@@ -60,7 +58,6 @@ pub(in crate::config) struct PortPolicy {
 /// `trafficPolicy.loadBalancer`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[expect(dead_code, reason = "fields that are not honoured yet are reported while parsing")]
 pub(in crate::config) struct LoadBalancer {
     pub(in crate::config) simple: Option<SimpleLb>,
     consistent_hash: Option<Unsupported<ConsistentHash>>,
@@ -86,7 +83,6 @@ pub(in crate::config) enum SimpleLb {
 /// `trafficPolicy.connectionPool`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-#[expect(dead_code, reason = "fields that are not honoured yet are reported while parsing")]
 pub(in crate::config) struct ConnectionPool {
     pub(in crate::config) tcp: Option<TcpPool>,
     http: Option<Unsupported<HttpPool>>,
@@ -95,7 +91,6 @@ pub(in crate::config) struct ConnectionPool {
 /// `trafficPolicy.connectionPool.tcp`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[expect(dead_code, reason = "fields that are not honoured yet are reported while parsing")]
 pub(in crate::config) struct TcpPool {
     pub(in crate::config) connect_timeout: Option<Span>,
     max_connections: Option<Unsupported>,
@@ -107,7 +102,6 @@ pub(in crate::config) struct TcpPool {
 /// `trafficPolicy.tls`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[expect(dead_code, reason = "fields that are not honoured yet are reported while parsing")]
 pub(in crate::config) struct Tls {
     pub(in crate::config) mode: Option<TlsMode>,
     client_certificate: Option<Unsupported>,
@@ -132,7 +126,6 @@ pub(in crate::config) enum TlsMode {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[expect(dead_code, reason = "named, so that a misspelling is found before the field is honoured")]
 struct ConsistentHash {
     http_header_name: Option<IgnoredAny>,
     http_cookie: Option<IgnoredAny>,
@@ -145,7 +138,6 @@ struct ConsistentHash {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[expect(dead_code, reason = "named, so that a misspelling is found before the field is honoured")]
 struct LocalityLb {
     enabled: Option<IgnoredAny>,
     distribute: Option<IgnoredAny>,
@@ -155,7 +147,6 @@ struct LocalityLb {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[expect(dead_code, reason = "named, so that a misspelling is found before the field is honoured")]
 struct HttpPool {
     http1_max_pending_requests: Option<IgnoredAny>,
     http2_max_requests: Option<IgnoredAny>,
@@ -170,7 +161,6 @@ struct HttpPool {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[expect(dead_code, reason = "named, so that a misspelling is found before the field is honoured")]
 struct OutlierDetection {
     #[serde(rename = "consecutive5xxErrors")]
     consecutive_5xx_errors: Option<IgnoredAny>,

@@ -14,7 +14,6 @@ pub(in crate::config) type Labels = BTreeMap<Arc<str>, Arc<str>>;
 /// `ObjectMeta`. Fields that the mesh does not read are named, so that a misspelt one is noticed.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[expect(dead_code, reason = "fields that are not read are named, to tell them from misspelt ones")]
 pub(in crate::config) struct Metadata {
     pub(in crate::config) name: String,
     pub(in crate::config) namespace: Option<String>,

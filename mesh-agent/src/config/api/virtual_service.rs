@@ -13,7 +13,6 @@ use super::scalar::{Span, Unsupported};
 /// `VirtualService.spec`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[expect(dead_code, reason = "fields that are not honoured yet are reported while parsing")]
 pub(in crate::config) struct VirtualService {
     pub(in crate::config) hosts: Vec<String>,
     pub(in crate::config) gateways: Vec<String>,
@@ -26,7 +25,6 @@ pub(in crate::config) struct VirtualService {
 /// `http[]`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[expect(dead_code, reason = "fields that are not honoured yet are reported while parsing")]
 pub(in crate::config) struct HttpRoute {
     pub(in crate::config) name: String,
     pub(in crate::config) r#match: Vec<HttpMatch>,
@@ -49,7 +47,6 @@ pub(in crate::config) struct HttpRoute {
 /// `http[].match[]`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[expect(dead_code, reason = "fields that are not honoured yet are reported while parsing")]
 pub(in crate::config) struct HttpMatch {
     pub(in crate::config) name: String,
     pub(in crate::config) uri: Option<StringMatch>,
@@ -176,7 +173,6 @@ pub(in crate::config) struct HeaderOperations {
 /// `http[].delegate`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-#[expect(dead_code, reason = "named, so that a misspelling is found before the field is honoured")]
 pub(in crate::config) struct Delegate {
     name: Option<IgnoredAny>,
     namespace: Option<IgnoredAny>,
@@ -184,7 +180,6 @@ pub(in crate::config) struct Delegate {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[expect(dead_code, reason = "named, so that a misspelling is found before the field is honoured")]
 struct Retries {
     attempts: Option<IgnoredAny>,
     per_try_timeout: Option<IgnoredAny>,
@@ -196,7 +191,6 @@ struct Retries {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-#[expect(dead_code, reason = "named, so that a misspelling is found before the field is honoured")]
 struct Fault {
     delay: Option<Delay>,
     abort: Option<Abort>,
@@ -204,7 +198,6 @@ struct Fault {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[expect(dead_code, reason = "named, so that a misspelling is found before the field is honoured")]
 struct Delay {
     fixed_delay: Option<IgnoredAny>,
     exponential_delay: Option<IgnoredAny>,
@@ -214,7 +207,6 @@ struct Delay {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[expect(dead_code, reason = "named, so that a misspelling is found before the field is honoured")]
 struct Abort {
     http_status: Option<IgnoredAny>,
     grpc_status: Option<IgnoredAny>,
@@ -224,7 +216,6 @@ struct Abort {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-#[expect(dead_code, reason = "named, so that a misspelling is found before the field is honoured")]
 struct Mirror {
     destination: Option<IgnoredAny>,
     percentage: Option<IgnoredAny>,
@@ -232,7 +223,6 @@ struct Mirror {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[expect(dead_code, reason = "named, so that a misspelling is found before the field is honoured")]
 struct CorsPolicy {
     allow_origins: Option<IgnoredAny>,
     allow_origin: Option<IgnoredAny>,

@@ -65,9 +65,8 @@ fn merge<'a>(
 ) {
     let (facts, object) = (entry.facts, entry.object.key.to_ref());
     let policy = || facts.policy.as_ref().map(|policy| (policy, object.clone()));
-    let same = |group: &&mut Group<'_>| {
-        *group.host == facts.host && *group.visibility == facts.visibility
-    };
+    let same =
+        |group: &&mut Group<'_>| *group.host == facts.host && *group.visibility == facts.visibility;
     let Some(group) = groups.iter_mut().find(same) else {
         return groups.push(Group {
             host: &facts.host,
@@ -133,11 +132,7 @@ fn by_port(top: &PolicyFacts, subset: Option<&PolicyFacts>) -> BTreeMap<u16, Tra
 
 /// A port's entry replaces its level's blocks altogether, also those it does not write. A subset
 /// without an entry for the port overrides only the blocks that it writes, each as a whole.
-fn effective(
-    top: &PolicyFacts,
-    subset: Option<&PolicyFacts>,
-    port: Option<u16>,
-) -> TrafficPolicy {
+fn effective(top: &PolicyFacts, subset: Option<&PolicyFacts>, port: Option<u16>) -> TrafficPolicy {
     let entry = |policy: &PolicyFacts| port.and_then(|port| policy.ports.get(&port).cloned());
     let base = entry(top).unwrap_or_else(|| top.blocks.clone());
     let blocks = match subset {

@@ -66,6 +66,7 @@ fn same(a: &Snapshot, b: &Snapshot) -> bool {
         && same_map(&a.services, &b.services)
         && same_map(&a.services_by_ip, &b.services_by_ip)
         && lists(&a.virtual_services, &b.virtual_services)
+        && a.sound_virtual_services == b.sound_virtual_services
         && a.destination_rules == b.destination_rules
 }
 
@@ -73,8 +74,7 @@ fn same_map<K: std::hash::Hash + Eq, T>(
     a: &rustc_hash::FxHashMap<K, Arc<T>>,
     b: &rustc_hash::FxHashMap<K, Arc<T>>,
 ) -> bool {
-    a.len() == b.len()
-        && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| Arc::ptr_eq(a, b)))
+    a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| Arc::ptr_eq(a, b)))
 }
 
 /// The value of before, if it is equal: then everything that holds it is unchanged too.

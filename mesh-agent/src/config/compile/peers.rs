@@ -19,8 +19,7 @@ pub(super) struct Peers<'a> {
 impl<'a> Peers<'a> {
     /// Sorts the policies into scopes.
     pub(super) fn new(view: &View<'a>, root: &str, diagnostics: &mut Vec<Diagnostic>) -> Self {
-        let mut peers =
-            Self { mesh: None, namespaces: HashMap::new(), workloads: HashMap::new() };
+        let mut peers = Self { mesh: None, namespaces: HashMap::new(), workloads: HashMap::new() };
         for entry in &view.peers {
             let namespace = &*entry.object.key.namespace;
             let mut report = entry.report();

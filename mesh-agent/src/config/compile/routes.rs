@@ -9,9 +9,7 @@ use super::view::{Entry, View};
 use crate::config::diagnostic::{Diagnostic, Report};
 use crate::config::parse::nearest;
 use crate::config::translate::{Reference, VirtualServiceFacts};
-use crate::model::{
-    Action, HostPattern, ObjectRef, Service, Snapshot, VirtualService, Visibility,
-};
+use crate::model::{Action, HostPattern, ObjectRef, Service, Snapshot, VirtualService, Visibility};
 
 /// With more services than this, no near name is looked for: the search would cost more than it
 /// helps.
@@ -33,22 +31,24 @@ pub(super) fn compile(
         }
         let before = before.get(&entry.facts.compiled.object).copied();
         let mut report = entry.report();
-        let found = link(entry, before, snapshot, &mut report);
+        let sound = before.filter(|found| previous.sound_virtual_services.contains(&found.object));
+        let found = link(entry, sound, snapshot, &mut report);
         own_hosts(&found, snapshot, &mut report);
         snapshot.virtual_services.push(share(found, before));
         diagnostics.extend(report.into_diagnostics());
     }
-    snapshot.virtual_services_by_wildcard.sort_by_key(|(pattern, index)| {
-        (std::cmp::Reverse(pattern.specificity()), *index)
-    });
+    snapshot
+        .virtual_services_by_wildcard
+        .sort_by_key(|(pattern, index)| (std::cmp::Reverse(pattern.specificity()), *index));
 }
 
-/// The version to be in force: the object's, or with a missing subset the one of before, if there
-/// was one; in both, services are looked up anew.
+/// The version to be in force: the object's, or if that misses a service or subset, the last one
+/// that missed none, if there was one; in both, services are looked up anew. Whether the version is
+/// one to go back to is noted in `snapshot`.
 fn link(
     entry: &Entry<'_, VirtualServiceFacts>,
-    before: Option<&Arc<VirtualService>>,
-    snapshot: &Snapshot,
+    sound: Option<&Arc<VirtualService>>,
+    snapshot: &mut Snapshot,
     report: &mut Report,
 ) -> VirtualService {
     let mut new = entry.facts.compiled.clone();
@@ -58,13 +58,18 @@ fn link(
     for reference in &entry.facts.references {
         complete &= check(reference, snapshot, report);
     }
-    let Some(before) = before.filter(|_| !complete) else { return new };
-    let mut kept = VirtualService::clone(before);
-    look_up(&mut kept, snapshot);
-    if kept != new {
+    let kept = sound.filter(|_| !complete).map(|before| {
+        let mut kept = VirtualService::clone(before);
+        look_up(&mut kept, snapshot);
+        kept
+    });
+    if complete || kept.is_some() {
+        snapshot.sound_virtual_services.insert(new.object.clone());
+    }
+    if kept.as_ref().is_some_and(|kept| *kept != new) {
         report.warning("", "its last good version stays in force");
     }
-    kept
+    kept.unwrap_or(new)
 }
 
 fn look_up(virtual_service: &mut VirtualService, snapshot: &Snapshot) {
@@ -78,16 +83,16 @@ fn look_up(virtual_service: &mut VirtualService, snapshot: &Snapshot) {
     }
 }
 
-/// Reports what a reference misses; `false` if it is the subset.
+/// Reports what a reference misses; `false` if it is the service or the subset.
 fn check(reference: &Reference, snapshot: &Snapshot, report: &mut Report) -> bool {
     let Reference { field, host, subset, port } = reference;
     let Some(service) = snapshot.services_by_host.get(host) else {
         let message = no_service(host, snapshot);
-        report.warning(format!("{field}.host"), format!("{message}; requests to it get 503"));
-        return true;
+        report.error(format!("{field}.host"), message);
+        return false;
     };
     if let Some(port) = port.filter(|port| service.port(*port).is_none()) {
-        let message = format!("Service {} has no port {port}; requests to it get 503", service.key);
+        let message = format!("Service {} has no port {port}: requests to it get 503", service.key);
         report.warning(format!("{field}.port.number"), message);
     }
     let Some(subset) = subset else { return true };

@@ -10,9 +10,7 @@ use super::view::{Entry, View};
 use super::workloads::Workloads;
 use crate::config::diagnostic::Diagnostic;
 use crate::config::translate::{PortFacts, ServiceFacts, SliceFacts};
-use crate::model::{
-    Endpoint, Service, ServiceKey, ServiceKind, ServicePort, Snapshot,
-};
+use crate::model::{Endpoint, Service, ServiceKey, ServiceKind, ServicePort, Snapshot};
 
 /// Compiles every service into `snapshot`.
 pub(super) fn compile(
@@ -29,10 +27,8 @@ pub(super) fn compile(
         let mut report = entry.report();
         for ip in &service.addresses {
             match snapshot.services_by_ip.get(ip) {
-                Some(other) => report.warning(
-                    "",
-                    format!("{ip} belongs to Service {}, which is older", other.key),
-                ),
+                Some(other) => report
+                    .warning("", format!("{ip} belongs to Service {}, which is older", other.key)),
                 None => {
                     snapshot.services_by_ip.insert(*ip, Arc::clone(&service));
                 }
@@ -45,10 +41,8 @@ pub(super) fn compile(
         snapshot.services.insert(service.key.clone(), service);
         diagnostics.extend(report.into_diagnostics());
     }
-    snapshot.headless_by_endpoint = headless
-        .into_iter()
-        .filter_map(|(address, owner)| Some((address, owner?)))
-        .collect();
+    snapshot.headless_by_endpoint =
+        headless.into_iter().filter_map(|(address, owner)| Some((address, owner?))).collect();
 }
 
 fn entry_key(entry: &Entry<'_, ServiceFacts>) -> ServiceKey {

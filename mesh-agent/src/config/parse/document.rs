@@ -63,12 +63,7 @@ const NOT_YET: [&str; 14] = [
 const PROTECTING: [&str; 2] = ["AuthorizationPolicy", "RequestAuthentication"];
 
 /// Takes the objects of one document.
-pub(super) fn admit(
-    value: Value,
-    place: Option<Place>,
-    mesh: &MeshSettings,
-    parsed: &mut Parsed,
-) {
+pub(super) fn admit(value: Value, place: Option<Place>, mesh: &MeshSettings, parsed: &mut Parsed) {
     let mut report = Report::new(None, place);
     let mut map = match value {
         Value::Null => return,

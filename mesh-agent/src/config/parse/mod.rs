@@ -33,9 +33,7 @@ pub struct Parsed {
 /// Reads a file's text; `file` is the name to report, if it came from one.
 pub fn parse(text: &str, file: Option<&Arc<str>>, mesh: &MeshSettings) -> Parsed {
     let mut parsed = Parsed::default();
-    let place = |document, line| {
-        file.map(|file| Place { file: Arc::clone(file), document, line })
-    };
+    let place = |document, line| file.map(|file| Place { file: Arc::clone(file), document, line });
     if text.len() > MAX_FILE_BYTES {
         let mut report = Report::new(None, place(0, 0));
         report.error("", format!("larger than {MAX_FILE_BYTES} bytes"));

@@ -130,7 +130,7 @@ impl<'p> Node<'p> {
     }
 
     /// A whole number in `min..=max`, also written as text or as `80.0`.
-    fn integer(&self, min: i128, max: i128) -> Result<i128, FieldError> {
+    fn integer(&self, min: i64, max: i64) -> Result<i64, FieldError> {
         let number = match &self.value {
             Value::Number(number) => whole(number),
             Value::String(text) => text.parse().ok(),
@@ -166,20 +166,20 @@ impl<'p> Node<'p> {
         }
         taken
     }
-
 }
 
-fn whole(number: &serde_json::Number) -> Option<i128> {
+fn is_one_of(text: &str, words: [&str; 3]) -> bool {
+    words.iter().any(|word| text.eq_ignore_ascii_case(word))
+}
+
+fn whole(number: &serde_json::Number) -> Option<i64> {
     if let Some(number) = number.as_i64() {
-        return Some(number.into());
-    }
-    if let Some(number) = number.as_u64() {
-        return Some(number.into());
+        return Some(number);
     }
     let float = number.as_f64()?;
     // Above 2^53 a float no longer names one whole number.
     #[expect(clippy::cast_possible_truncation, reason = "checked to be whole and small")]
-    (float.fract() == 0.0 && float.abs() < 9_007_199_254_740_992.0).then_some(float as i128)
+    (float.fract() == 0.0 && float.abs() < 9_007_199_254_740_992.0).then_some(float as i64)
 }
 
 /// `mirror_percent` -> `mirrorPercent`, as protobuf's JSON mapping spells field names.
@@ -217,22 +217,25 @@ impl<'de> Deserializer<'de> for Node<'_> {
     }
 
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
-        match self.value {
-            Value::Bool(value) => visitor.visit_bool(value),
+        // The spellings of YAML 1.1 as well, which Kubernetes' tools read as booleans.
+        match &self.value {
+            Value::Bool(value) => visitor.visit_bool(*value),
+            Value::String(text) if is_one_of(text, ["yes", "on", "y"]) => visitor.visit_bool(true),
+            Value::String(text) if is_one_of(text, ["no", "off", "n"]) => visitor.visit_bool(false),
             _ => Err(self.wrong("true or false")),
         }
     }
 
     fn deserialize_i32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
-        visitor.visit_i128(self.integer(i32::MIN.into(), i32::MAX.into())?)
+        visitor.visit_i64(self.integer(i32::MIN.into(), i32::MAX.into())?)
     }
 
     fn deserialize_u16<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
-        visitor.visit_i128(self.integer(0, u16::MAX.into())?)
+        visitor.visit_i64(self.integer(0, u16::MAX.into())?)
     }
 
     fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
-        visitor.visit_i128(self.integer(0, u32::MAX.into())?)
+        visitor.visit_i64(self.integer(0, u32::MAX.into())?)
     }
 
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {

@@ -45,10 +45,8 @@ pub(super) fn documents(text: &str) -> Vec<Document> {
 
 /// Reads a JSON text as one document.
 pub(super) fn json(text: &str) -> Document {
-    let value = serde_json::from_str(text).map_err(|error| Fault {
-        line: error.line(),
-        message: format!("not valid JSON: {error}"),
-    });
+    let value = serde_json::from_str(text)
+        .map_err(|error| Fault { line: error.line(), message: format!("not valid JSON: {error}") });
     Document { number: 1, line: 1, value }
 }
 
@@ -87,14 +85,26 @@ fn read(text: &str, offset: usize) -> Result<Value, Fault> {
             let message = "indented with a tab, which YAML does not allow: use spaces".to_owned();
             return Fault { line: offset + tab, message };
         }
-        Fault { line: offset + line, message: format!("not valid YAML: {error}") }
+        Fault { line: offset + line, message: format!("not valid YAML: {}", reason(error)) }
     })
+}
+
+/// Why, without the place (it counts from the document's start) and the library's own options.
+fn reason(error: &serde_saphyr::Error) -> String {
+    if let serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } = error {
+        return format!("the key `{key}` is there twice");
+    }
+    let text = error.to_string();
+    let text = text.lines().next().unwrap_or_default();
+    text.split_once(" at line ").map_or(text, |(reason, _)| reason).to_owned()
 }
 
 fn options() -> serde_saphyr::Options {
     let mut options = serde_saphyr::Options::default();
     options.with_snippet = false;
     options.emit_comments = false;
+    // As text: `exact: no` is meant as a word. Where a boolean is wanted, `no` is still taken.
+    options.strict_booleans = true;
     options.alias_limits.max_total_replayed_events = MAX_ALIAS_EVENTS;
     if let Some(budget) = &mut options.budget {
         budget.max_nodes = MAX_NODES;

@@ -14,8 +14,7 @@ use super::{Scope, port_number};
 use crate::config::api;
 use crate::config::diagnostic::Report;
 use crate::model::{
-    DirectResponse, PathRewrite, Redirect, RedirectPath, RedirectPort, Rewrite,
-    WeightedDestination,
+    DirectResponse, PathRewrite, Redirect, RedirectPath, RedirectPort, Rewrite, WeightedDestination,
 };
 
 /// Largest body of a direct response, as in Istio's validation; a larger one is an error.
@@ -204,8 +203,13 @@ pub(super) fn redirect(found: api::Redirect, field: &str, report: &mut Report) -
         report.error(format!("{field}.redirectCode"), message);
         StatusCode::MOVED_PERMANENTLY
     });
-    let redirect =
-        Redirect { path, authority: text(&found.authority), port, scheme: text(&found.scheme), code };
+    let redirect = Redirect {
+        path,
+        authority: text(&found.authority),
+        port,
+        scheme: text(&found.scheme),
+        code,
+    };
     let same = redirect.path == RedirectPath::Keep && redirect.port == RedirectPort::Keep;
     if same && redirect.authority.is_none() && redirect.scheme.is_none() && !report.has_errors() {
         report.error(field, "must change something: `uri`, `authority`, `scheme` or `port`");

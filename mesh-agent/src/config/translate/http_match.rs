@@ -133,11 +133,7 @@ fn query(
 }
 
 /// One of `exact`, `prefix`, `regex`; none of them, or the regex `*`, means presence.
-fn string_match(
-    found: api::StringMatch,
-    field: &str,
-    report: &mut Report,
-) -> Option<StringMatch> {
+fn string_match(found: api::StringMatch, field: &str, report: &mut Report) -> Option<StringMatch> {
     match (found.exact, found.prefix, found.regex) {
         (None, None, None) => Some(StringMatch::Present),
         (Some(text), None, None) => Some(StringMatch::Exact(text.into())),
@@ -160,12 +156,7 @@ fn anchored(text: &str) -> String {
 }
 
 /// Compiles `pattern`, which is `text` as the user wrote it or that text anchored.
-pub(super) fn regex(
-    text: &str,
-    pattern: &str,
-    field: &str,
-    report: &mut Report,
-) -> Option<Regex> {
+pub(super) fn regex(text: &str, pattern: &str, field: &str, report: &mut Report) -> Option<Regex> {
     if text.chars().count() > MAX_REGEX_CHARS {
         report.error(field, format!("longer than {MAX_REGEX_CHARS} characters"));
         return None;

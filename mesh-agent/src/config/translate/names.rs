@@ -38,7 +38,11 @@ pub(super) fn is_host(host: &str) -> bool {
 }
 
 /// `exportTo`.
-pub(super) fn visibility(export_to: &[String], scope: &Scope<'_>, report: &mut Report) -> Visibility {
+pub(super) fn visibility(
+    export_to: &[String],
+    scope: &Scope<'_>,
+    report: &mut Report,
+) -> Visibility {
     if export_to.is_empty() {
         return Visibility::Everyone;
     }

@@ -88,9 +88,7 @@ pub(in crate::config) fn service(
     }
     let headless = spec.cluster_ip == "None" || spec.cluster_ips.iter().any(|ip| ip == "None");
     let kind = match spec.r#type.as_str() {
-        "ExternalName" => {
-            ServiceKind::ExternalName(spec.external_name.to_ascii_lowercase().into())
-        }
+        "ExternalName" => ServiceKind::ExternalName(spec.external_name.to_ascii_lowercase().into()),
         _ if headless => ServiceKind::Headless,
         _ => ServiceKind::ClusterIp,
     };
@@ -150,9 +148,8 @@ pub(in crate::config) fn slice(
         return None;
     };
     let namespace: Arc<str> = metadata.namespace.as_deref().unwrap_or("default").into();
-    let tcp = |port: &SlicePort| {
-        port.protocol.is_empty() || port.protocol.eq_ignore_ascii_case("TCP")
-    };
+    let tcp =
+        |port: &SlicePort| port.protocol.is_empty() || port.protocol.eq_ignore_ascii_case("TCP");
     let ports = slice
         .ports
         .into_iter()

@@ -55,9 +55,8 @@ pub(in crate::config) fn virtual_service(
         http.clear();
         references.clear();
     }
-    let catch_all = |rule: &HttpRule| {
-        rule.matches.is_empty() || rule.matches.iter().any(is_catch_all)
-    };
+    let catch_all =
+        |rule: &HttpRule| rule.matches.is_empty() || rule.matches.iter().any(is_catch_all);
     if let Some(last) = http.iter().position(catch_all) {
         http.truncate(last + 1);
     }
@@ -73,7 +72,8 @@ fn gateways(gateways: &[String], report: &mut Report) -> bool {
         let message = "gateways are not supported yet, and `mesh` is not among them: no effect";
         report.warning("spec.gateways", message);
     } else if gateways.iter().any(|name| name != MESH) {
-        report.warning("spec.gateways", "gateways are not supported yet: in effect for `mesh` only");
+        report
+            .warning("spec.gateways", "gateways are not supported yet: in effect for `mesh` only");
     }
     in_mesh
 }

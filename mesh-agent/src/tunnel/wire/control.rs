@@ -112,7 +112,8 @@ impl Wire {
         self.peer_going = true;
         if self.role == Role::Client {
             let last = last & MAX_WINDOW;
-            let mut refused: Vec<u32> = self.streams.keys().copied().filter(|id| *id > last).collect();
+            let mut refused: Vec<u32> =
+                self.streams.keys().copied().filter(|id| *id > last).collect();
             refused.sort_unstable();
             for id in refused {
                 self.end_stream_by(id, Reason::REFUSED_STREAM);

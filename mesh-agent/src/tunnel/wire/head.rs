@@ -77,13 +77,13 @@ impl Form {
         self.size += name.len() + value.len() + hpack::ENTRY_OVERHEAD;
         let pseudo = name.first() == Some(&b':');
         let name_is_bad = name.is_empty()
-            || name.iter().any(|octet| octet.is_ascii_uppercase() || *octet <= b' ' || *octet > 126)
+            || name
+                .iter()
+                .any(|octet| octet.is_ascii_uppercase() || *octet <= b' ' || *octet > 126)
             || CONNECTION_FIELDS.contains(&name);
         let value_is_bad = value.iter().any(|octet| matches!(octet, 0 | b'\r' | b'\n'));
-        self.malformed |= name_is_bad
-            || value_is_bad
-            || (pseudo && self.regular)
-            || self.size > MAX_HEADER_LIST;
+        self.malformed |=
+            name_is_bad || value_is_bad || (pseudo && self.regular) || self.size > MAX_HEADER_LIST;
         self.regular |= !pseudo;
         pseudo
     }
@@ -130,11 +130,9 @@ impl Request {
             (Some(false), _, _) => Err(Refusal::Status(405)),
             (_, _, Some(false)) => Err(Refusal::Status(501)),
             (_, Some(authority), _) if authority.is_empty() => Err(Refusal::Status(400)),
-            (_, Some(authority), _) => Ok(ConnectHead {
-                authority,
-                baggage: self.baggage,
-                traceparent: self.traceparent,
-            }),
+            (_, Some(authority), _) => {
+                Ok(ConnectHead { authority, baggage: self.baggage, traceparent: self.traceparent })
+            }
         }
     }
 }

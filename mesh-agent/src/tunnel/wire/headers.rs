@@ -149,7 +149,9 @@ impl Wire {
     /// Server: answers a stream. `end` adds END_STREAM, for a refusal. Does nothing if the
     /// stream has ended or was answered.
     pub fn respond(&mut self, id: StreamId, status: u16, end: bool) {
-        let Some(stream) = self.streams.get_mut(&id.0).filter(|s| s.reset.is_none()) else { return };
+        let Some(stream) = self.streams.get_mut(&id.0).filter(|s| s.reset.is_none()) else {
+            return;
+        };
         if std::mem::replace(&mut stream.answered, true) {
             return;
         }

@@ -69,7 +69,8 @@ pub(super) fn decode(input: &[u8], output: &mut Vec<u8>) -> Option<()> {
             code = (code << 1) | u32::from((byte >> shift) & 1);
             length += 1;
             let row = TABLES.rows.get(length)?;
-            let Some(nth) = code.checked_sub(row.first).filter(|n| *n < u32::from(row.count)) else {
+            let Some(nth) = code.checked_sub(row.first).filter(|n| *n < u32::from(row.count))
+            else {
                 continue;
             };
             let symbol = TABLES.symbols.get(usize::from(row.start) + nth as usize)?;

@@ -275,7 +275,11 @@ impl Wire {
         if self.next_stream > limits::MAX_WINDOW {
             return Err(OpenError::Exhausted);
         }
-        if self.open >= self.peer.max_streams.min(MAX_STREAMS) { Err(OpenError::Full) } else { Ok(()) }
+        if self.open >= self.peer.max_streams.min(MAX_STREAMS) {
+            Err(OpenError::Full)
+        } else {
+            Ok(())
+        }
     }
 
     /// Ends the connection gracefully: no new streams, open ones run to their end. A server

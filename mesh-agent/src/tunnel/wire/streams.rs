@@ -76,11 +76,7 @@ impl Wire {
     ///
     /// # Errors
     /// As [`Wire::write`].
-    pub fn write_bytes(
-        &mut self,
-        id: StreamId,
-        octets: &mut Bytes,
-    ) -> Poll<Result<usize, Reason>> {
+    pub fn write_bytes(&mut self, id: StreamId, octets: &mut Bytes) -> Poll<Result<usize, Reason>> {
         let room = match self.room(id) {
             Poll::Ready(Ok(room)) => room,
             other => return other,

@@ -73,7 +73,10 @@ pub(super) fn events(wire: &mut Wire) -> Vec<Event> {
 }
 
 /// Reads all that is there: the octets, and how it ended.
-pub(super) fn read_all(wire: &mut Wire, id: StreamId) -> (Vec<u8>, Poll<Result<(), frame::Reason>>) {
+pub(super) fn read_all(
+    wire: &mut Wire,
+    id: StreamId,
+) -> (Vec<u8>, Poll<Result<(), frame::Reason>>) {
     let (mut octets, mut buffer) = (Vec::new(), vec![0; 50_000]);
     loop {
         match wire.read(id, &mut buffer) {

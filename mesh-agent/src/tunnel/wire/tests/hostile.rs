@@ -134,11 +134,8 @@ fn stream_errors() {
     resets(&mut server(), &zero, 1, Reason::PROTOCOL_ERROR);
     let overflow = frame(Kind::WindowUpdate, 0, 1, &0x7fff_ffff_u32.to_be_bytes());
     resets(&mut server(), &[connect(1), overflow].concat(), 1, Reason::FLOW_CONTROL_ERROR);
-    let after_end = [
-        connect(1),
-        frame(Kind::Data, END_STREAM, 1, b"x"),
-        frame(Kind::Data, 0, 1, b"y"),
-    ];
+    let after_end =
+        [connect(1), frame(Kind::Data, END_STREAM, 1, b"x"), frame(Kind::Data, 0, 1, b"y")];
     resets(&mut server(), &after_end.concat(), 1, Reason::STREAM_CLOSED);
     let trailers = [connect(1), frame(Kind::Headers, END_HEADERS, 1, &[])].concat();
     resets(&mut server(), &trailers, 1, Reason::PROTOCOL_ERROR);
@@ -271,7 +268,12 @@ fn a_header_bomb_is_not_unpacked() {
     block.extend([b'y'; 127 + 0x1e * 128 + 1]);
     let mut wire = server();
     feed(&mut wire, &frame(Kind::Headers, END_HEADERS, 1, &block)).unwrap();
-    resets(&mut wire, &frame(Kind::Headers, END_HEADERS, 3, &[0xbe; 16_000]), 3, Reason::PROTOCOL_ERROR);
+    resets(
+        &mut wire,
+        &frame(Kind::Headers, END_HEADERS, 3, &[0xbe; 16_000]),
+        3,
+        Reason::PROTOCOL_ERROR,
+    );
 }
 
 #[test]

@@ -92,10 +92,7 @@ fn echo_app(seen: &mut Vec<Event>) -> impl FnMut(&mut Wire, Option<Event>) -> bo
     }
 }
 
-async fn h2_client(
-    io: DuplexStream,
-    tasks: &mut JoinSet<()>,
-) -> h2::client::SendRequest<Bytes> {
+async fn h2_client(io: DuplexStream, tasks: &mut JoinSet<()>) -> h2::client::SendRequest<Bytes> {
     let (client, connection) = h2::client::handshake(io).await.unwrap();
     tasks.spawn_local(async move {
         // Ends with an error where our end is dropped first.
@@ -164,8 +161,10 @@ async fn h2_client_to_our_server() {
         };
         let (wire, ()) = tokio::join!(server, client);
         assert_eq!(wire.open_streams(), 0);
-        let baggage = |event: &Event| matches!(event, Event::Request { head, .. }
-            if head.baggage.as_deref() == Some("a=b"));
+        let baggage = |event: &Event| {
+            matches!(event, Event::Request { head, .. }
+            if head.baggage.as_deref() == Some("a=b"))
+        };
         assert_eq!(seen.iter().filter(|event| baggage(event)).count(), 50);
     };
     LocalSet::new().run_until(run).await;

@@ -138,7 +138,9 @@ fn streams_take_turns_frame_by_frame() {
         write(&mut pair.client, *id, &pattern(4, 3 * MAX_DATA));
     }
     let sent = frames(&output(&mut pair.client));
-    assert!(sent.iter().all(|(kind, _, _, payload)| *kind == Kind::Data && payload.len() == MAX_DATA));
+    assert!(
+        sent.iter().all(|(kind, _, _, payload)| *kind == Kind::Data && payload.len() == MAX_DATA)
+    );
     let order: Vec<u32> = sent.iter().map(|(_, _, stream, _)| *stream).collect();
     assert_eq!(order, [1, 3, 5, 1, 3, 5, 1, 3, 5]);
 }
@@ -219,8 +221,7 @@ fn streams_above_the_last_one_of_goaway_are_refused() {
     let mut goaway = Vec::new();
     super::super::control::put_goaway(&mut goaway, kept.0, Reason::NO_ERROR);
     pair.client.receive(&goaway, Duration::ZERO).unwrap();
-    let expected =
-        [Event::Reset(refused, Reason::REFUSED_STREAM), Event::GoAway(Reason::NO_ERROR)];
+    let expected = [Event::Reset(refused, Reason::REFUSED_STREAM), Event::GoAway(Reason::NO_ERROR)];
     assert_eq!(events(&mut pair.client), expected);
     assert_eq!(pair.client.open_streams(), 1);
 }

@@ -1,0 +1,165 @@
+//! Balancing through `Live`: state per upstream, carried over by key, shared by threads.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::fixture::{endpoint, pod, rule, service, snapshot};
+use super::{Ask, Draws, Live, share};
+use crate::model::{LoadBalancer, Protocol, Service, Subset, Workload};
+
+fn web(endpoints: &[(&str, &str)]) -> Service {
+    let endpoints = endpoints.iter().map(|(at, version)| endpoint(at, version)).collect();
+    service(("shop", "web"), "10.96.0.1", (80, Protocol::Http), endpoints)
+}
+
+fn ask<'a>(source: &'a Arc<Workload>, service: &'a Service) -> Ask<'a> {
+    Ask {
+        source,
+        service,
+        port: &service.ports[0],
+        subset: None,
+        policy: LoadBalancer::RoundRobin,
+        dialled: "10.96.0.1:80".parse().unwrap(),
+        tried: &[],
+        draw: 0,
+    }
+}
+
+fn at(live: &Live, ask: &Ask<'_>) -> SocketAddr {
+    live.pick(ask).unwrap().endpoint.address
+}
+
+const A: &str = "10.0.0.1:8080";
+const B: &str = "10.0.0.2:8080";
+
+#[test]
+fn turns_are_exact_across_threads_and_generations() {
+    let client = pod("client", &["10.0.0.9"], "");
+    let web = web(&[(A, "v1"), (B, "v1")]);
+    let world = snapshot(&[client.clone()], vec![web.clone()], vec![], vec![]);
+    let live = Arc::new(Live::new(world.clone()));
+    let next = Arc::new(live.next(world));
+    let counts: Vec<usize> = std::thread::scope(|scope| {
+        let threads: Vec<_> = [&live, &next, &live, &next]
+            .into_iter()
+            .map(|live| {
+                let (client, web) = (&client, &web);
+                scope.spawn(move || {
+                    let first: SocketAddr = A.parse().unwrap();
+                    (0..500).filter(|_| at(live, &ask(client, web)) == first).count()
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(counts.iter().sum::<usize>(), 1_000, "{counts:?}");
+}
+
+#[test]
+fn one_clients_turn_is_not_anothers() {
+    let (one, two) = (pod("one", &["10.0.0.8"], ""), pod("two", &["10.0.0.9"], ""));
+    let web = web(&[(A, "v1"), (B, "v1")]);
+    let live = Live::new(snapshot(&[one.clone(), two.clone()], vec![web.clone()], vec![], vec![]));
+    assert_eq!(at(&live, &ask(&one, &web)), A.parse().unwrap());
+    assert_eq!(at(&live, &ask(&two, &web)), A.parse().unwrap());
+    assert_eq!(at(&live, &ask(&one, &web)), B.parse().unwrap());
+    assert_eq!(live.upstream_count(), 2);
+}
+
+#[test]
+fn active_requests_survive_a_new_generation_and_end_with_the_guard() {
+    let client = pod("client", &["10.0.0.9"], "");
+    let web = web(&[(A, "v1"), (B, "v1")]);
+    let world = snapshot(&[client.clone()], vec![web.clone()], vec![], vec![]);
+    let live = Live::new(world.clone());
+    let busy = live.pick(&ask(&client, &web)).unwrap();
+    let live = live.next(world);
+    let draws = Draws::seeded(3);
+    let least = |draw| Ask { policy: LoadBalancer::LeastRequest, draw, ..ask(&client, &web) };
+    for _ in 0..50 {
+        assert_eq!(at(&live, &least(draws.next())), B.parse().unwrap());
+    }
+    drop(busy);
+    let after: Vec<_> = (0..50).map(|_| at(&live, &least(draws.next()))).collect();
+    assert!(after.contains(&A.parse().unwrap()), "the count went back to 0");
+}
+
+#[test]
+fn what_left_the_configuration_is_forgotten() {
+    let client = pod("client", &["10.0.0.9"], "");
+    let web = web(&[(A, "v1")]);
+    let live = Live::new(snapshot(&[client.clone()], vec![web.clone()], vec![], vec![]));
+    at(&live, &ask(&client, &web));
+    assert_eq!(live.next(live.snapshot.clone()).upstream_count(), 1);
+    let without_service = snapshot(&[client.clone()], vec![], vec![], vec![]);
+    assert_eq!(live.next(without_service).upstream_count(), 0);
+    at(&live, &ask(&client, &web));
+    let without_client = snapshot(&[], vec![web.clone()], vec![], vec![]);
+    assert_eq!(live.next(without_client).upstream_count(), 0);
+}
+
+#[test]
+fn only_ready_endpoints_of_the_subset_in_a_family_that_the_client_has() {
+    let mut web = web(&[(A, "v1"), (B, "v2"), ("[fd00::1]:8080", "v1"), ("10.0.0.3:8080", "v1")]);
+    let mut endpoints = web.ports[0].endpoints.to_vec();
+    endpoints[3].ready = false;
+    web.ports[0].endpoints = endpoints.into();
+    let dr = rule("web.shop.svc.cluster.local", &["v1", "v2", "v3"], LoadBalancer::RoundRobin);
+    let seen = |client: &Arc<Workload>, subset: Option<&Subset>, dialled: &str| {
+        let live = Live::new(snapshot(&[client.clone()], vec![web.clone()], vec![], vec![]));
+        let ask = Ask { subset, dialled: dialled.parse().unwrap(), ..ask(client, &web) };
+        let mut seen: Vec<String> = (0..6)
+            .filter_map(|_| live.pick(&ask))
+            .map(|picked| picked.endpoint.address.to_string())
+            .collect();
+        seen.sort();
+        seen.dedup();
+        seen.join(" ")
+    };
+    let (v4, v6) = (pod("c4", &["10.0.0.9"], ""), pod("c6", &["fd00::9"], ""));
+    let both = pod("c46", &["10.0.0.9", "fd00::9"], "");
+    assert_eq!(seen(&v4, None, "10.96.0.1:80"), "10.0.0.1:8080 10.0.0.2:8080");
+    assert_eq!(seen(&v4, dr.subset("v1"), "10.96.0.1:80"), A);
+    assert_eq!(seen(&v4, dr.subset("v3"), "10.96.0.1:80"), "");
+    assert_eq!(seen(&v6, None, "[fd00:96::1]:80"), "[fd00::1]:8080");
+    assert_eq!(seen(&v6, dr.subset("v2"), "[fd00:96::1]:80"), "", "v2 has no address it can reach");
+    assert_eq!(seen(&both, dr.subset("v2"), "[fd00:96::1]:80"), B, "the other family helps out");
+    assert_eq!(seen(&both, None, "10.96.0.1:80"), "10.0.0.1:8080 10.0.0.2:8080");
+}
+
+#[test]
+fn a_tried_endpoint_comes_last() {
+    let client = pod("client", &["10.0.0.9"], "");
+    let web = web(&[(A, "v1"), (B, "v1")]);
+    let live = Live::new(snapshot(&[client.clone()], vec![web.clone()], vec![], vec![]));
+    let (a, b): (SocketAddr, SocketAddr) = (A.parse().unwrap(), B.parse().unwrap());
+    for policy in [LoadBalancer::LeastRequest, LoadBalancer::RoundRobin, LoadBalancer::Random] {
+        for draw in [0, u64::MAX / 3, u64::MAX] {
+            let ask = Ask { policy, draw, tried: &[a], ..ask(&client, &web) };
+            assert_eq!(at(&live, &ask), b);
+            let exhausted = Ask { tried: &[a, b], ..ask };
+            assert!(live.pick(&exhausted).is_some());
+        }
+    }
+}
+
+/// 90/10 by weight, then round robin in each subset: shares within five standard deviations, and
+/// the members of a subset exactly even.
+#[test]
+fn round_robin_holds_inside_weighted_subsets() {
+    let client = pod("client", &["10.0.0.9"], "");
+    let web = web(&[(A, "v1"), (B, "v1"), ("10.0.0.3:8080", "v2"), ("10.0.0.4:8080", "v2")]);
+    let dr = rule("web.shop.svc.cluster.local", &["v1", "v2"], LoadBalancer::RoundRobin);
+    let live = Live::new(snapshot(&[client.clone()], vec![web.clone()], vec![], vec![]));
+    let draws = Draws::seeded(2_026);
+    let mut counts: BTreeMap<SocketAddr, i64> = BTreeMap::new();
+    for _ in 0..10_000 {
+        let name = if share(draws.next(), 100) < 90 { "v1" } else { "v2" };
+        let ask = Ask { subset: dr.subset(name), draw: draws.next(), ..ask(&client, &web) };
+        *counts.entry(at(&live, &ask)).or_default() += 1;
+    }
+    let counts: Vec<i64> = counts.into_values().collect();
+    assert!((counts[0] + counts[1] - 9_000).abs() < 150, "{counts:?}");
+    assert!((counts[0] - counts[1]).abs() <= 1 && (counts[2] - counts[3]).abs() <= 1, "{counts:?}");
+}

@@ -1,0 +1,275 @@
+//! Data-driven tests: YAML in, text out. Here are the helpers; the cases are by subject.
+
+mod destinations;
+mod reading;
+mod references;
+mod routes;
+mod services;
+mod sharing;
+mod workloads;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use expect_test::Expect;
+
+use super::*;
+use crate::config::{Kind, Settings, parse};
+use crate::model::{
+    Action, Forward, HeaderOps, HttpMatch, HttpRule, KeyMatch, PathRewrite, StringMatch,
+    VirtualService, Visibility, Workload,
+};
+
+/// A service `cart` in `shop` with two pods, v1 and v2, for tests of routes.
+const CART: &str = "
+kind: Service
+metadata: { name: cart, namespace: shop }
+spec: { clusterIP: 10.1.0.1, ports: [{ name: http, port: 80 }] }
+---
+kind: DestinationRule
+metadata: { name: cart, namespace: shop, creationTimestamp: '2026-01-01T00:00:00Z' }
+spec:
+  host: cart
+  subsets:
+  - { name: v1, labels: { version: v1 } }
+  - { name: v2, labels: { version: v2 } }
+---
+";
+
+/// A store, compiled again and again as in an agent.
+struct Bench {
+    objects: Objects,
+    snapshot: Snapshot,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { objects: Objects::new(Settings::default()), snapshot: Snapshot::default() }
+    }
+
+    /// Replaces the content of a file and compiles; gives the findings.
+    fn apply(&mut self, file: &str, yaml: &str, now: i64) -> String {
+        let mesh = self.objects.settings().mesh.clone();
+        self.objects.apply(file, parse(&with_versions(yaml), None, &mesh), now);
+        self.compile()
+    }
+
+    fn compile(&mut self) -> String {
+        self.objects.settle();
+        let compiled = compile(&self.objects, &self.snapshot);
+        self.snapshot = compiled.snapshot;
+        compiled.diagnostics.iter().fold(String::new(), |text, found| format!("{text}{found}\n"))
+    }
+}
+
+/// Compiles `yaml` and compares the findings with what `show` makes of the snapshot.
+fn check(yaml: &str, show: fn(&Snapshot) -> String, expected: Expect) {
+    let mut bench = Bench::new();
+    let mut text = bench.apply("", yaml, 1000);
+    text.push_str(&show(&bench.snapshot));
+    expected.assert_eq(&text);
+}
+
+/// Fills in the `apiVersion` of documents that have none.
+fn with_versions(yaml: &str) -> String {
+    let documents = yaml.split("\n---").map(|document| {
+        let kind = document.lines().find_map(|line| line.strip_prefix("kind: "));
+        let kind = Kind::ALL.into_iter().find(|known| kind == Some(known.name()));
+        match kind {
+            Some(kind) if !document.contains("apiVersion") => {
+                format!("\napiVersion: {}{document}", kind.versions()[0])
+            }
+            _ => document.to_owned(),
+        }
+    });
+    documents.collect::<Vec<_>>().join("\n---")
+}
+
+/// For tests that look at the findings alone.
+fn nothing(_: &Snapshot) -> String {
+    String::new()
+}
+
+// === What a snapshot says, as text ===
+
+fn services(snapshot: &Snapshot) -> String {
+    let mut text = String::new();
+    let services: BTreeMap<_, _> = snapshot.services.iter().collect();
+    for (key, service) in services {
+        let kind = &service.kind;
+        writeln!(text, "{key} {} {kind:?} {:?}", service.hostname, service.addresses).unwrap();
+        for port in &service.ports {
+            writeln!(text, "  {} {:?} {:?}", port.port, port.name, port.protocol).unwrap();
+            for endpoint in port.endpoints.iter() {
+                let pod = endpoint.workload.as_ref().map(|pod| pod.name.to_string());
+                let ready = if endpoint.ready { "" } else { " not ready" };
+                let pod = pod.unwrap_or_default();
+                writeln!(text, "    {} {pod}{ready}", endpoint.address).unwrap();
+            }
+        }
+    }
+    let headless: BTreeMap<_, _> = snapshot.headless_by_endpoint.iter().collect();
+    for (address, (key, port)) in headless {
+        writeln!(text, "headless {address} -> {key}:{port}").unwrap();
+    }
+    text
+}
+
+fn workloads(snapshot: &Snapshot) -> String {
+    let mut found: Vec<&Arc<Workload>> = snapshot.workloads_by_uid.values().collect();
+    found.sort_by_key(|workload| &workload.name);
+    let mut text = String::new();
+    for pod in found {
+        write!(text, "{} {} {:?}", pod.name, pod.identity, pod.ips).unwrap();
+        for (is, word) in [
+            (pod.selected, "selected"),
+            (pod.enrolled, "enrolled"),
+            (pod.host_network, "host-network"),
+            (pod.finished, "finished"),
+            (pod.terminating, "terminating"),
+        ] {
+            if is {
+                write!(text, " {word}").unwrap();
+            }
+        }
+        writeln!(text, " {:?} {:?}", pod.peer_policy.mode, pod.peer_policy.ports).unwrap();
+    }
+    text
+}
+
+fn rules(snapshot: &Snapshot) -> String {
+    let mut text = String::new();
+    let sorted: BTreeMap<_, _> = snapshot.destination_rules.iter().collect();
+    for rule in sorted.into_values().flatten() {
+        writeln!(text, "{} {:?} {:?}", rule.object, rule.host, rule.visibility).unwrap();
+        let mut policy = |name: &str, policy: &crate::model::TrafficPolicy| {
+            writeln!(text, "  {name}: {:?} {:?}", policy.load_balancer, policy.connect_timeout)
+                .unwrap();
+        };
+        policy("any", &rule.policy);
+        for (port, found) in &rule.port_policies {
+            policy(&format!("port {port}"), found);
+        }
+        for subset in &rule.subsets {
+            let name = format!("{} {:?}", subset.name, subset.labels);
+            policy(&name, &subset.policy);
+            for (port, found) in &subset.port_policies {
+                policy(&format!("{} port {port}", subset.name), found);
+            }
+        }
+    }
+    text
+}
+
+fn routes(snapshot: &Snapshot) -> String {
+    snapshot.virtual_services.iter().fold(String::new(), |text, found| text + &route_text(found))
+}
+
+fn route_text(found: &VirtualService) -> String {
+    let mut text = format!("{} {:?}", found.object, found.hosts);
+    if found.visibility != Visibility::Everyone {
+        write!(text, " {:?}", found.visibility).unwrap();
+    }
+    text.push('\n');
+    for rule in &found.http {
+        let matches: Vec<String> = rule.matches.iter().map(match_text).collect();
+        writeln!(text, "  {} [{}] {}", rule.name, matches.join(" | "), action_text(rule)).unwrap();
+    }
+    text
+}
+
+fn match_text(found: &HttpMatch) -> String {
+    let mut parts = Vec::new();
+    if !found.name.is_empty() {
+        parts.push(format!("name={}", found.name));
+    }
+    let single = [
+        ("uri", &found.uri),
+        ("scheme", &found.scheme),
+        ("method", &found.method),
+        ("authority", &found.authority),
+    ];
+    for (name, condition) in single {
+        if let Some(condition) = condition {
+            parts.push(format!("{name} {}", condition_text(condition)));
+        }
+    }
+    if found.ignore_uri_case {
+        parts.push("ignore-case".to_owned());
+    }
+    let keyed = [("", &found.headers), ("without ", &found.without_headers), ("?", &found.query)];
+    for (prefix, list) in keyed {
+        for KeyMatch { key, value } in list {
+            parts.push(format!("{prefix}{key} {}", condition_text(value)));
+        }
+    }
+    parts.extend(found.port.map(|port| format!("port {port}")));
+    if !found.source_labels.is_empty() {
+        parts.push(format!("from {:?}", found.source_labels));
+    }
+    parts.extend(found.source_namespace.as_ref().map(|name| format!("from namespace {name}")));
+    parts.join(", ")
+}
+
+fn condition_text(condition: &StringMatch) -> String {
+    match condition {
+        StringMatch::Exact(text) => format!("={text}"),
+        StringMatch::Prefix(text) => format!("^{text}"),
+        StringMatch::Regex(regex) => format!("~{}", regex.as_str()),
+        StringMatch::Present => "present".to_owned(),
+    }
+}
+
+fn action_text(rule: &HttpRule) -> String {
+    let mut text = match &rule.action {
+        Action::Forward(forward) => forward_text(forward),
+        Action::Redirect(redirect) => format!("{redirect:?}"),
+        Action::Direct(direct) => format!("{} {:?}", direct.status, direct.body),
+    };
+    text.push_str(&ops_text("request", &rule.request_headers));
+    text.push_str(&ops_text("response", &rule.response_headers));
+    text
+}
+
+fn forward_text(forward: &Forward) -> String {
+    let mut text = format!("/{}", forward.total_weight);
+    for destination in &forward.destinations {
+        let subset = destination.subset.as_deref().unwrap_or("*");
+        let port = destination.port.map(|port| format!(":{port}")).unwrap_or_default();
+        let lost = if destination.service.is_none() { " (no service)" } else { "" };
+        write!(text, " {}{port}/{subset} {}{lost}", destination.host, destination.weight).unwrap();
+        text.push_str(&ops_text("request", &destination.request_headers));
+        text.push_str(&ops_text("response", &destination.response_headers));
+        if let Some(authority) = &destination.authority {
+            write!(text, " authority {authority:?}").unwrap();
+        }
+    }
+    match &forward.rewrite.path {
+        Some(PathRewrite::Uri(uri)) => write!(text, " rewrite {uri}").unwrap(),
+        Some(PathRewrite::Regex { pattern, replacement }) => {
+            write!(text, " rewrite {}>{replacement}", pattern.as_str()).unwrap();
+        }
+        None => {}
+    }
+    if let Some(authority) = &forward.rewrite.authority {
+        write!(text, " authority {authority:?}").unwrap();
+    }
+    if let Some(timeout) = forward.timeout {
+        write!(text, " timeout {timeout:?}").unwrap();
+    }
+    text
+}
+
+fn ops_text(name: &str, ops: &HeaderOps) -> String {
+    let mut text = String::new();
+    for edit in &ops.set {
+        write!(text, " {name} {}={:?}", edit.name, edit.value).unwrap();
+    }
+    for edit in &ops.add {
+        write!(text, " {name} {}+={:?}", edit.name, edit.value).unwrap();
+    }
+    for removed in &ops.remove {
+        write!(text, " {name} -{removed}").unwrap();
+    }
+    text
+}

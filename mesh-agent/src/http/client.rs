@@ -1,0 +1,268 @@
+//! Sends one request to one endpoint, over a pooled connection or a new one.
+//!
+//! Invariant: a request whose bytes may have reached an endpoint is sent again only if it has no
+//! body, its method is idempotent, and the connection was an old one (it may have been closed while
+//! the request was on its way: RFC 9110 §9.2.2). Choice of endpoint and retries: `outbound`.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::TokioIo;
+use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
+
+use super::body::RequestBody;
+use super::connect::{Connect, ConnectError};
+use super::error::HttpError;
+use super::pool::{Http1, Http2, Lease, Load, Pool, PoolKey, Shared, StreamGuard, Upgraded};
+use super::serve::{HttpVersion, LocalExecutor, STREAM_WINDOW};
+use crate::model::{Endpoint, Workload};
+
+/// Streams on an HTTP/2 connection until the peer's settings are known (hyper's default).
+const INITIAL_STREAMS: usize = 100;
+/// Old connections that are tried for one request before a new one is opened.
+const OLD_CONNECTIONS: u32 = 3;
+/// Credit for a whole connection: the most that HTTP/2 allows, so that a stream that is not read
+/// holds up only itself (PERFORMANCE: a shared window hangs everybody).
+pub(super) const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+
+/// Sends requests for all connections of a worker.
+pub(super) struct Client<C> {
+    connect: C,
+    pool: Rc<Pool>,
+    tasks: TaskTracker,
+}
+
+/// Where a request is to go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target<'a> {
+    pub(super) source: &'a Arc<Workload>,
+    pub(super) endpoint: &'a Endpoint,
+    pub(super) version: HttpVersion,
+    pub(super) connect_timeout: Duration,
+}
+
+/// Why there is no response.
+pub(super) enum SendError {
+    /// No connection: the request comes back whole.
+    Connect(ConnectError, Box<Request<RequestBody>>),
+    /// The request was sent, at least in part.
+    Failed(HttpError),
+}
+
+/// A response's head with its body to come, and what it holds.
+type Answer = (Response<Incoming>, Lease);
+
+impl<C: Connect> Client<C> {
+    pub(super) fn new(connect: C, tasks: TaskTracker) -> Self {
+        Self { connect, pool: Rc::default(), tasks }
+    }
+
+    pub(super) fn pool(&self) -> &Rc<Pool> {
+        &self.pool
+    }
+
+    pub(super) fn mutual_tls(&self, endpoint: &Endpoint) -> bool {
+        self.connect.mutual_tls(endpoint)
+    }
+
+    /// Sends `request`, which is in the form that `target.version` wants.
+    pub(super) async fn send(
+        &self,
+        target: &Target<'_>,
+        request: Request<RequestBody>,
+    ) -> Result<Answer, SendError> {
+        let key = PoolKey::new(target.source, target.endpoint);
+        match target.version {
+            HttpVersion::Http1 => self.send_http1(target, key, request).await,
+            HttpVersion::Http2 => self.send_http2(target, &key, request).await,
+        }
+    }
+
+    async fn send_http1(
+        &self,
+        target: &Target<'_>,
+        key: PoolKey,
+        mut request: Request<RequestBody>,
+    ) -> Result<Answer, SendError> {
+        for _ in 0..OLD_CONNECTIONS {
+            let Some(connection) = self.pool.take(&key).await else { break };
+            let copy = copy_of(&request);
+            match exchange(connection, request).await {
+                Ok((response, connection)) => {
+                    return Ok((response, Lease::Http1(Rc::clone(&self.pool), key, connection)));
+                }
+                Err((error, unsent)) => match unsent.or_else(|| copy.filter(|_| closed(&error))) {
+                    Some(again) => request = again,
+                    None => return Err(SendError::Failed(HttpError::from(&error))),
+                },
+            }
+        }
+        let connection = match self.open_http1(target).await {
+            Ok(connection) => connection,
+            Err(error) => return Err(SendError::Connect(error, Box::new(request))),
+        };
+        match exchange(connection, request).await {
+            Ok((response, connection)) => {
+                Ok((response, Lease::Http1(Rc::clone(&self.pool), key, connection)))
+            }
+            Err((error, _)) => Err(SendError::Failed(HttpError::from(&error))),
+        }
+    }
+
+    async fn send_http2(
+        &self,
+        target: &Target<'_>,
+        key: &PoolKey,
+        mut request: Request<RequestBody>,
+    ) -> Result<Answer, SendError> {
+        let shared = self.pool.shared(key);
+        let mut tries = 0;
+        loop {
+            let (mut connection, guard) = match self.http2(target, &shared).await {
+                Ok(found) => found,
+                Err(error) => return Err(SendError::Connect(error, Box::new(request))),
+            };
+            match connection.sender.try_send_request(request).await {
+                Ok(response) => return Ok((response, Lease::Http2(guard))),
+                Err(mut error) => match error.take_message() {
+                    // It was closed in the meantime, and nothing was sent.
+                    Some(unsent) if tries < OLD_CONNECTIONS => request = unsent,
+                    _ => return Err(SendError::Failed(HttpError::from(error.error()))),
+                },
+            }
+            tries += 1;
+        }
+    }
+
+    /// A stream's place on a connection. One request opens a connection, the others wait for it.
+    async fn http2(
+        &self,
+        target: &Target<'_>,
+        shared: &Shared,
+    ) -> Result<(Http2, StreamGuard), ConnectError> {
+        if let Some(found) = shared.take() {
+            return Ok(found);
+        }
+        let failures = shared.failures();
+        let _opening = shared.opening.lock().await;
+        if let Some(found) = shared.take() {
+            return Ok(found);
+        }
+        if let Some(error) = shared.failed_since(failures) {
+            return Err(error);
+        }
+        match self.open_http2(target).await {
+            Ok(connection) => Ok(shared.add(connection)),
+            Err(error) => {
+                shared.fail(&error);
+                Err(error)
+            }
+        }
+    }
+
+    async fn dial(&self, target: &Target<'_>) -> Result<TokioIo<C::Io>, ConnectError> {
+        let timeout = target.connect_timeout;
+        let connecting = self.connect.connect(target.source, target.endpoint, timeout);
+        match tokio::time::timeout(timeout, connecting).await {
+            Ok(connected) => connected.map(TokioIo::new),
+            Err(_) => Err(ConnectError::Timeout),
+        }
+    }
+
+    async fn open_http1(&self, target: &Target<'_>) -> Result<Http1, ConnectError> {
+        let io = self.dial(target).await?;
+        let (sender, mut connection) =
+            http1::Builder::new().handshake(io).await.map_err(|e| remote(&e))?;
+        let (give, upgraded) = oneshot::channel();
+        let wanted = Rc::new(Cell::new(false));
+        let asked = Rc::clone(&wanted);
+        self.tasks.spawn_local(async move {
+            match (&mut connection).await {
+                Ok(()) if asked.get() => {
+                    let parts = connection.into_parts();
+                    let io = Box::new(parts.io.into_inner());
+                    // Nobody there: the client has gone, and the stream is closed.
+                    let _ = give.send(Upgraded { io, read: parts.read_buf });
+                }
+                Ok(()) => {}
+                Err(error) => tracing::trace!(%error, "upstream connection ended"),
+            }
+        });
+        Ok(Http1 { sender, upgraded, wanted })
+    }
+
+    async fn open_http2(&self, target: &Target<'_>) -> Result<Http2, ConnectError> {
+        let io = self.dial(target).await?;
+        let (sender, mut connection) = http2::Builder::new(LocalExecutor(self.tasks.clone()))
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_max_send_streams(INITIAL_STREAMS)
+            .handshake(io)
+            .await
+            .map_err(|error| remote(&error))?;
+        let load = Load::new(INITIAL_STREAMS);
+        let watched = Rc::clone(&load);
+        self.tasks.spawn_local(async move {
+            let ended = poll_fn(|cx| {
+                let polled = Pin::new(&mut connection).poll(cx);
+                watched.most.set(connection.current_max_send_streams().max(1));
+                polled
+            });
+            if let Err(error) = ended.await {
+                tracing::trace!(%error, "upstream connection ended");
+            }
+        });
+        Ok(Http2 { sender, load })
+    }
+}
+
+fn remote(error: &hyper::Error) -> ConnectError {
+    ConnectError::Remote(error.to_string())
+}
+
+/// One request on a connection that nobody else uses. An error brings the request back if nothing
+/// of it was sent.
+#[expect(clippy::result_large_err, reason = "the error gives the request back, unboxed, once")]
+async fn exchange(
+    mut connection: Http1,
+    request: Request<RequestBody>,
+) -> Result<(Response<Incoming>, Http1), (hyper::Error, Option<Request<RequestBody>>)> {
+    connection.wanted.set(super::headers::asks_upgrade(request.headers()));
+    match connection.sender.try_send_request(request).await {
+        Ok(response) => Ok((response, connection)),
+        Err(mut error) => {
+            let unsent = error.take_message();
+            Err((error.into_error(), unsent))
+        }
+    }
+}
+
+/// A copy to send once more, if that does no harm.
+fn copy_of(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
+    if !request.method().is_idempotent() {
+        return None;
+    }
+    let mut copy = Request::new(request.body().again()?);
+    request.method().clone_into(copy.method_mut());
+    request.uri().clone_into(copy.uri_mut());
+    request.headers().clone_into(copy.headers_mut());
+    *copy.version_mut() = request.version();
+    Some(copy)
+}
+
+/// Whether the connection ended before the first byte of an answer.
+fn closed(error: &hyper::Error) -> bool {
+    error.is_incomplete_message() || error.is_closed() || error.is_canceled() || is_io(error)
+}
+
+fn is_io(error: &hyper::Error) -> bool {
+    std::error::Error::source(error).is_some_and(|source| source.is::<std::io::Error>())
+}

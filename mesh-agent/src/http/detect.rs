@@ -1,0 +1,119 @@
+//! What a client speaks, from its first bytes. Pure; the caller reads, and waits only for a short
+//! time, because in a server-first protocol (SMTP, MySQL) the client says nothing at first.
+//!
+//! Invariant: bytes that are decided stay decided; [`Detected::NeedMore`] only while the bytes are
+//! a proper prefix of something. Sources: RFC 9112 §3 (request line), RFC 9113 §3.4 (preface),
+//! RFC 8446 §5.1 (record header).
+
+/// Read no more than this for detection: the longest method that is tried for, and a blank.
+pub const PREFIX_LIMIT: usize = 24;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// A TLS record: handshake, then major version 3.
+const TLS: &[u8] = &[0x16, 0x03];
+
+/// Methods that a request line may start with. An unknown method on an undeclared port is opaque
+/// bytes: a wrong guess would break a protocol that is not HTTP. `PRI ` is HTTP/2's.
+const METHODS: [&[u8]; 16] = [
+    b"GET ",
+    b"POST ",
+    b"PUT ",
+    b"DELETE ",
+    b"HEAD ",
+    b"OPTIONS ",
+    b"PATCH ",
+    b"CONNECT ",
+    b"TRACE ",
+    b"PROPFIND ",
+    b"PROPPATCH ",
+    b"MKCOL ",
+    b"COPY ",
+    b"MOVE ",
+    b"REPORT ",
+    b"SEARCH ",
+];
+
+/// The outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detected {
+    /// HTTP/1.x.
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// TLS, opaque here.
+    Tls,
+    /// Anything else.
+    Opaque,
+    /// Cannot be told yet.
+    NeedMore,
+}
+
+/// Looks at the first bytes of a connection.
+pub fn detect(bytes: &[u8]) -> Detected {
+    let may_be = |whole: &[u8]| bytes.len() < whole.len() && whole.starts_with(bytes);
+    if bytes.starts_with(PREFACE) {
+        Detected::Http2
+    } else if METHODS.iter().any(|method| bytes.starts_with(method)) {
+        Detected::Http1
+    } else if bytes.starts_with(TLS) {
+        Detected::Tls
+    } else if may_be(PREFACE) || may_be(TLS) || METHODS.iter().any(|method| may_be(method)) {
+        Detected::NeedMore
+    } else {
+        Detected::Opaque
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn first_bytes() {
+        let cases: [(&[u8], Detected); 14] = [
+            (b"", Detected::NeedMore),
+            (b"G", Detected::NeedMore),
+            (b"GET ", Detected::Http1),
+            (b"GET / HTTP/1.1\r\n", Detected::Http1),
+            (b"GETX / HTTP/1.1\r\n", Detected::Opaque),
+            (b"get / HTTP/1.1\r\n", Detected::Opaque),
+            (b"PROPFIND /dav", Detected::Http1),
+            (b"PRI * HTTP/2.0\r\n", Detected::NeedMore),
+            (PREFACE, Detected::Http2),
+            (b"PRI * HTTP/2.0\r\n\r\nXX", Detected::Opaque),
+            (&[0x16], Detected::NeedMore),
+            (&[0x16, 0x03, 0x01, 0x02], Detected::Tls),
+            (&[0x16, 0x02], Detected::Opaque),
+            (b"SSH-2.0-OpenSSH\r\n", Detected::Opaque),
+        ];
+        for (bytes, expected) in cases {
+            assert_eq!(detect(bytes), expected, "{:?}", String::from_utf8_lossy(bytes));
+        }
+    }
+
+    proptest! {
+        /// Once decided, more bytes change nothing; at the limit it is always decided.
+        #[test]
+        fn decisions_stand(bytes in proptest::collection::vec(any::<u8>(), 0..40), cut in 0_usize..40) {
+            let cut = cut.min(bytes.len());
+            let early = detect(&bytes[..cut]);
+            if early != Detected::NeedMore {
+                prop_assert_eq!(early, detect(&bytes));
+            }
+            if bytes.len() >= PREFIX_LIMIT {
+                prop_assert_ne!(detect(&bytes), Detected::NeedMore);
+            }
+        }
+
+        /// The same, with bytes that nearly are a method or the preface.
+        #[test]
+        fn decisions_stand_near_the_border(at in 0_usize..16, cut in 0_usize..11, tail in "[ A-Z]{0,4}") {
+            let mut bytes = METHODS[at][..cut.min(METHODS[at].len())].to_vec();
+            let early = detect(&bytes);
+            bytes.extend_from_slice(tail.as_bytes());
+            prop_assert!(early == Detected::NeedMore || early == detect(&bytes));
+        }
+    }
+}

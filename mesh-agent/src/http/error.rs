@@ -1,0 +1,146 @@
+//! Why a request could not be answered by an endpoint, in Envoy's words.
+//!
+//! Source: istio-surface 2.1. Each variant knows its status, flag, details and body.
+
+use http::StatusCode;
+
+use super::connect::ConnectError;
+use crate::telemetry::ResponseFlag;
+
+/// A request that ends here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum HttpError {
+    /// No rule matches: the client's request, or the VirtualService, is to be looked at.
+    NoRoute,
+    /// The rule names a service, port or subset that does not exist: fix the rule.
+    NoCluster,
+    /// No endpoint is ready: look at the destination's pods.
+    NoHealthyUpstream,
+    /// No connection to any endpoint that was tried.
+    Connect(ConnectError),
+    /// The endpoint closed the connection before it answered.
+    Closed,
+    /// The endpoint reset the stream before it answered.
+    Reset,
+    /// The endpoint's answer is not HTTP.
+    Protocol,
+    /// The request could not be sent on: its client's body failed, or a rule made it illegal.
+    Local,
+    /// The route's time-out passed.
+    Timeout,
+}
+
+impl HttpError {
+    pub(super) fn status(&self) -> StatusCode {
+        match self {
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::Protocol => StatusCode::BAD_GATEWAY,
+            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::NoCluster
+            | Self::NoHealthyUpstream
+            | Self::Connect(_)
+            | Self::Closed
+            | Self::Reset
+            | Self::Local => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    pub(super) fn flag(&self) -> ResponseFlag {
+        match self {
+            Self::NoRoute => ResponseFlag::NoRoute,
+            Self::NoCluster => ResponseFlag::NoCluster,
+            Self::NoHealthyUpstream => ResponseFlag::NoHealthyUpstream,
+            Self::Connect(_) => ResponseFlag::UpstreamConnectFailure,
+            Self::Closed => ResponseFlag::UpstreamClosed,
+            Self::Reset => ResponseFlag::UpstreamReset,
+            Self::Protocol => ResponseFlag::UpstreamProtocolError,
+            Self::Local => ResponseFlag::LocalReset,
+            Self::Timeout => ResponseFlag::UpstreamTimeout,
+        }
+    }
+
+    /// Envoy's `response_code_details`.
+    pub(super) fn details(&self) -> String {
+        let reset = |reason| format!("upstream_reset_before_response_started{{{reason}}}");
+        match self {
+            Self::NoRoute => "route_not_found".to_owned(),
+            Self::NoCluster => "cluster_not_found".to_owned(),
+            Self::NoHealthyUpstream => "no_healthy_upstream".to_owned(),
+            Self::Connect(ConnectError::Remote(_)) => reset("remote_connection_failure"),
+            Self::Connect(ConnectError::Local(_)) => reset("local_connection_failure"),
+            Self::Connect(ConnectError::Timeout) => reset("connection_timeout"),
+            Self::Closed => reset("connection_termination"),
+            Self::Reset => reset("remote_reset"),
+            Self::Protocol => reset("protocol_error"),
+            Self::Local => reset("local_reset"),
+            Self::Timeout => "response_timeout".to_owned(),
+        }
+    }
+
+    /// What the client reads. `retried`: more than one attempt was made.
+    pub(super) fn body(&self, retried: bool) -> String {
+        let reason = match self {
+            Self::NoRoute | Self::NoCluster => return String::new(),
+            Self::NoHealthyUpstream => return "no healthy upstream".to_owned(),
+            Self::Timeout => return "upstream request timeout".to_owned(),
+            Self::Connect(error) => error.to_string(),
+            Self::Closed => "connection termination".to_owned(),
+            Self::Reset => "remote reset".to_owned(),
+            Self::Protocol => "protocol error".to_owned(),
+            Self::Local => "local reset".to_owned(),
+        };
+        let latest = if retried { "retried and the latest reset reason" } else { "reset reason" };
+        format!("upstream connect error or disconnect/reset before headers. {latest}: {reason}")
+    }
+}
+
+impl From<&hyper::Error> for HttpError {
+    fn from(error: &hyper::Error) -> Self {
+        if let Some(h2) = h2_source(error) {
+            return match h2.is_remote() && (h2.is_reset() || h2.is_go_away()) {
+                true => Self::Reset,
+                false if h2.is_io() => Self::Closed,
+                false => Self::Protocol,
+            };
+        }
+        if error.is_parse() {
+            Self::Protocol
+        } else if error.is_user() {
+            Self::Local
+        } else {
+            Self::Closed
+        }
+    }
+}
+
+fn h2_source(error: &hyper::Error) -> Option<&h2::Error> {
+    let mut source = std::error::Error::source(error);
+    while let Some(found) = source {
+        if let Some(h2) = found.downcast_ref() {
+            return Some(h2);
+        }
+        source = found.source();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_are_envoys() {
+        let refused = HttpError::Connect(ConnectError::Remote("refused".to_owned()));
+        assert_eq!(
+            refused.body(false),
+            "upstream connect error or disconnect/reset before headers. reset reason: remote \
+             connection failure, transport failure reason: refused"
+        );
+        assert_eq!(
+            HttpError::Closed.body(true),
+            "upstream connect error or disconnect/reset before headers. retried and the latest \
+             reset reason: connection termination"
+        );
+        assert_eq!(HttpError::NoRoute.body(false), "");
+    }
+}
