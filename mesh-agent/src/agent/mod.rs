@@ -1,1 +1,9 @@
-//! (to be written)
+//! Wiring: builds every part, owns every task and thread, knows the order of start and drain.
+
+mod enroll;
+mod node;
+mod options;
+mod workers;
+
+pub use node::run as node;
+pub use options::{CaOptions, CleanupOptions, LogFormat, NodeOptions, Options, Role};

@@ -1,2 +1,74 @@
-//! The agent.
-fn main() {}
+//! The node agent's entry point: options, log, runtime.
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use mesh_agent::agent::{self, CaOptions, LogFormat, NodeOptions, Options, Role};
+use mesh_agent::capture::Capture;
+use mesh_agent::identity::LocalCa;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    match run(Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mesh-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: Options) -> anyhow::Result<()> {
+    match options.role {
+        Role::Node(node) => {
+            log_to_stderr(&node)?;
+            // Configuration, certificates and admin: apart from the data path's own threads.
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .thread_name("control")
+                .enable_all()
+                .build()?;
+            runtime.block_on(agent::node(*node))
+        }
+        Role::Ca(ca) => make_ca(&ca),
+        Role::Cleanup(cleanup) => {
+            Capture::cleanup(&cleanup.pin_dir).context("cannot remove what was pinned")
+        }
+    }
+}
+
+fn log_to_stderr(options: &NodeOptions) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&options.log_level)
+        .with_context(|| format!("--log-level: cannot read `{}`", options.log_level))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match options.log_format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}
+
+/// Writes `root-cert.pem` and `root-key.pem`, the latter for root only.
+fn make_ca(options: &CaOptions) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    let ca = LocalCa::generate(&options.trust_domain)?;
+    std::fs::create_dir_all(&options.out)
+        .with_context(|| format!("cannot make {}", options.out.display()))?;
+    for (name, mode, content) in
+        [("root-cert.pem", 0o644, ca.certificate_pem()), ("root-key.pem", 0o600, ca.key_pem())]
+    {
+        let path = options.out.join(name);
+        std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&path)
+            .and_then(|mut file| file.write_all(content.as_bytes()))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}

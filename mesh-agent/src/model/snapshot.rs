@@ -48,6 +48,9 @@ pub struct Snapshot {
     pub services_by_ip: FxHashMap<IpAddr, Arc<Service>>,
     /// Services by full host name.
     pub services_by_host: FxHashMap<Arc<str>, Arc<Service>>,
+    /// Service ports that speak HTTP or are undeclared, of any service: on these a `Host` may choose
+    /// the service, whatever address was dialled.
+    pub http_ports: FxHashSet<u16>,
     /// Headless services' endpoints: which service a pod `ip:target port` answers for, if one only.
     pub headless_by_endpoint: FxHashMap<SocketAddr, (ServiceKey, u16)>,
     /// Virtual services bound to the mesh, oldest first (then by name, then namespace).

@@ -14,6 +14,7 @@ mod pool;
 mod server;
 mod stream;
 mod tls;
+mod upstream;
 pub mod wire;
 
 #[cfg(test)]
@@ -28,6 +29,9 @@ pub use error::TunnelError;
 pub use pool::{Pool, PoolKey};
 pub use server::{Incoming, ServerSettings, serve};
 pub use stream::TunnelStream;
+pub use upstream::{
+    LocalPod, LocalPods, LocalPodsHandle, OpenError, Security, Upstream, UpstreamIo, reset_tcp,
+};
 pub use wire::{ConnectHead, Reason};
 
 /// Reads the SPIFFE identity out of a peer's certificate chain, end entity first. It is compared

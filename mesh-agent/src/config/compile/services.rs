@@ -10,7 +10,7 @@ use super::view::{Entry, View};
 use super::workloads::Workloads;
 use crate::config::diagnostic::Diagnostic;
 use crate::config::translate::{PortFacts, ServiceFacts, SliceFacts};
-use crate::model::{Endpoint, Service, ServiceKey, ServiceKind, ServicePort, Snapshot};
+use crate::model::{Endpoint, Protocol, Service, ServiceKey, ServiceKind, ServicePort, Snapshot};
 
 /// Compiles every service into `snapshot`.
 pub(super) fn compile(
@@ -41,6 +41,13 @@ pub(super) fn compile(
         snapshot.services.insert(service.key.clone(), service);
         diagnostics.extend(report.into_diagnostics());
     }
+    snapshot.http_ports = snapshot
+        .services
+        .values()
+        .flat_map(|service| &service.ports)
+        .filter(|port| port.protocol.is_http() || port.protocol == Protocol::Detect)
+        .map(|port| port.port)
+        .collect();
     snapshot.headless_by_endpoint =
         headless.into_iter().filter_map(|(address, owner)| Some((address, owner?))).collect();
 }

@@ -1,0 +1,241 @@
+//! Keeps the set of captured pods as the configuration asks for it.
+//!
+//! Invariant: a running pod is enrolled last (certificate and listeners are there first), and only
+//! an enrolled pod is announced; a pod that leaves the mesh is taken from the announcement before
+//! its capture ends, so that no source tunnels to a pod that is not listening.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustc_hash::FxHashMap;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::workers::Workers;
+use crate::capture::{self, PodNet, PodSettings};
+use crate::config;
+use crate::model::{CaptureRules, Snapshot, Workload};
+use crate::proxy::{Command, Shared};
+use crate::tunnel::{LocalPod, LocalPods};
+
+/// How often the node's cgroups are looked through: a pod's first process may come after its object.
+const SCAN: Duration = Duration::from_millis(200);
+
+/// Time between the end of a pod's announcement and the end of its capture: the other agents read
+/// the announcement within it.
+const WITHDRAW_GRACE: Duration = Duration::from_millis(1500);
+
+/// A pod that is captured.
+struct Enrolled {
+    pod: Arc<LocalPod>,
+    rules: CaptureRules,
+}
+
+/// Enrols and withdraws pods of this node.
+pub(super) struct Enroller {
+    pub(super) shared: Arc<Shared>,
+    pub(super) workers: Arc<Workers>,
+    pub(super) node: Arc<str>,
+    pub(super) cgroup: PathBuf,
+    pub(super) config_dir: PathBuf,
+    enrolled: FxHashMap<Arc<str>, Enrolled>,
+    announced: Option<BTreeSet<Arc<str>>>,
+    /// Pods that are no longer announced, and when their capture ends.
+    leaving: FxHashMap<Arc<str>, Instant>,
+    /// Failures already reported, so that a pod that cannot be enrolled is logged once.
+    reported: FxHashMap<Arc<str>, String>,
+}
+
+impl Enroller {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        workers: Arc<Workers>,
+        node: Arc<str>,
+        cgroup: PathBuf,
+        config_dir: PathBuf,
+    ) -> Self {
+        Self {
+            shared,
+            workers,
+            node,
+            cgroup,
+            config_dir,
+            enrolled: FxHashMap::default(),
+            announced: None,
+            leaving: FxHashMap::default(),
+            reported: FxHashMap::default(),
+        }
+    }
+
+    /// Reconciles at every snapshot and every [`SCAN`], until `stop`.
+    pub(super) async fn run(
+        mut self,
+        mut snapshots: watch::Receiver<Arc<Snapshot>>,
+        stop: CancellationToken,
+    ) {
+        let mut tick = tokio::time::interval(SCAN);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let snapshot = snapshots.borrow_and_update().clone();
+            self.reconcile(&snapshot);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = snapshots.changed() => if changed.is_err() { return },
+                _ = tick.tick() => {}
+            }
+        }
+    }
+
+    fn reconcile(&mut self, snapshot: &Snapshot) {
+        let running: FxHashMap<String, u32> = match capture::local_pods(&self.cgroup) {
+            Ok(pods) => pods.into_iter().map(|pod| (pod.uid, pod.pid)).collect(),
+            Err(error) => {
+                tracing::error!(cgroup = %self.cgroup.display(), %error, "cannot list pods");
+                return;
+            }
+        };
+        self.forget_dead(&running);
+        self.update_leaving(snapshot, Instant::now());
+        for workload in snapshot.workloads_by_uid.values() {
+            if *workload.node == *self.node && wanted(workload) {
+                self.enroll(workload, &running);
+            }
+        }
+        self.announce();
+    }
+
+    /// Pods whose labels no longer ask for the mesh lose their announcement now, their capture
+    /// later. A pod whose object is gone stays in the mesh until its sandbox stops.
+    fn update_leaving(&mut self, snapshot: &Snapshot, now: Instant) {
+        for uid in self.enrolled.keys() {
+            match snapshot.workloads_by_uid.get(uid) {
+                Some(workload) if !wanted(workload) => {
+                    self.leaving.entry(uid.clone()).or_insert(now + WITHDRAW_GRACE);
+                }
+                _ => {
+                    self.leaving.remove(uid);
+                }
+            }
+        }
+        let due: Vec<Arc<str>> = self
+            .leaving
+            .iter()
+            .filter(|(_, end)| **end <= now)
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in due {
+            self.withdraw(&uid);
+        }
+    }
+
+    fn enroll(&mut self, workload: &Arc<Workload>, running: &FxHashMap<String, u32>) {
+        let current = self.enrolled.get(&workload.uid);
+        if current.is_some_and(|enrolled| enrolled.rules == workload.capture) {
+            return;
+        }
+        let Some(pid) = running.get(&*workload.uid) else { return };
+        match self.try_enroll(workload, *pid) {
+            Ok(()) => {
+                self.reported.remove(&workload.uid);
+                tracing::info!(pod = %workload.name, identity = %workload.identity, "pod enrolled");
+            }
+            Err(error) => {
+                let message = format!("{error:#}");
+                if self.reported.get(&workload.uid) != Some(&message) {
+                    tracing::error!(pod = %workload.name, error = message, "cannot enroll a pod");
+                    self.reported.insert(workload.uid.clone(), message);
+                }
+            }
+        }
+    }
+
+    fn try_enroll(&mut self, workload: &Arc<Workload>, pid: u32) -> anyhow::Result<()> {
+        let net = PodNet::of_pid(pid)?;
+        let settings = PodSettings {
+            ips: workload.ips.clone(),
+            exclude_outbound_ports: workload.capture.exclude_outbound_ports.clone(),
+            exclude_inbound_ports: workload.capture.exclude_inbound_ports.clone(),
+            exclude_outbound_ranges: workload.capture.exclude_outbound_ranges.clone(),
+        };
+        // Enrolled already: only its exclusions changed. New listeners take over from the old ones.
+        if !self.enrolled.contains_key(&workload.uid) {
+            self.shared.identities.ensure(&workload.identity)?;
+        }
+        let pod = Arc::new(LocalPod {
+            uid: workload.uid.clone(),
+            name: workload.name.to_string().into(),
+            identity: workload.identity.clone(),
+            ips: workload.ips.clone(),
+            net,
+        });
+        let listeners = self.shared.capture.enroll(&pod.net, &settings)?;
+        if let Some(worker) = self.workers.home(&workload.uid) {
+            worker.send(Command::Listen(pod.clone(), listeners));
+        }
+        self.enrolled
+            .insert(workload.uid.clone(), Enrolled { pod, rules: workload.capture.clone() });
+        self.publish();
+        Ok(())
+    }
+
+    fn withdraw(&mut self, uid: &Arc<str>) {
+        self.leaving.remove(uid);
+        let Some(enrolled) = self.enrolled.remove(uid) else { return };
+        if let Err(error) = self.shared.capture.withdraw(enrolled.pod.net.cookie(), &enrolled.pod.ips) {
+            tracing::error!(pod = %enrolled.pod.name, %error, "cannot withdraw a pod");
+        }
+        self.publish();
+        if let Some(worker) = self.workers.home(uid) {
+            worker.send(Command::Unlisten(uid.clone()));
+        }
+        tracing::info!(pod = %enrolled.pod.name, "pod withdrawn");
+    }
+
+    /// Pods whose last process has ended.
+    fn forget_dead(&mut self, running: &FxHashMap<String, u32>) {
+        let dead: Vec<Arc<str>> =
+            self.enrolled.keys().filter(|uid| !running.contains_key(&***uid)).cloned().collect();
+        for uid in dead {
+            let Some(enrolled) = self.enrolled.get(&uid) else { continue };
+            let identity = enrolled.pod.identity.clone();
+            self.withdraw(&uid);
+            self.shared.identities.release(&identity);
+            if let Some(worker) = self.workers.home(&uid) {
+                worker.send(Command::Forget(uid.clone()));
+            }
+        }
+    }
+
+    /// Makes the set of local pods known to the data path.
+    fn publish(&self) {
+        let mut pods = LocalPods::default();
+        for enrolled in self.enrolled.values() {
+            pods.by_uid.insert(enrolled.pod.uid.clone(), enrolled.pod.clone());
+            for ip in &enrolled.pod.ips {
+                pods.by_ip.insert(*ip, enrolled.pod.clone());
+            }
+        }
+        self.shared.pods.store(Arc::new(pods));
+    }
+
+    /// Tells the other agents which pods take tunnels here.
+    fn announce(&mut self) {
+        let set: BTreeSet<Arc<str>> =
+            self.enrolled.keys().filter(|uid| !self.leaving.contains_key(*uid)).cloned().collect();
+        if self.announced.as_ref() == Some(&set) {
+            return;
+        }
+        match config::announce(&self.config_dir, &self.node, &set) {
+            Ok(()) => self.announced = Some(set),
+            Err(error) => tracing::error!(%error, "cannot announce enrolled pods"),
+        }
+    }
+}
+
+/// Whether a pod belongs in the mesh and can be captured.
+fn wanted(workload: &Workload) -> bool {
+    workload.selected && !workload.host_network && !workload.finished && !workload.ips.is_empty()
+}

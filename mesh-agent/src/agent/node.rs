@@ -1,0 +1,172 @@
+//! `mesh-agent node`: start, serve, drain.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use prometheus_client::registry::Registry;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::enroll::Enroller;
+use super::options::NodeOptions;
+use super::workers::Workers;
+use crate::balance::Live;
+use crate::capture::{self, Capture, CaptureOptions, MapSizes};
+use crate::config::{Diagnostic, Publish, Settings, Source};
+use crate::identity::{Identities, LocalCa};
+use crate::model::{MeshSettings, Snapshot};
+use crate::proxy::Shared;
+use crate::telemetry::Metrics;
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+/// What keeps it from starting: a missing kernel feature, an unreadable certificate, a socket in
+/// use.
+pub async fn run(options: NodeOptions) -> anyhow::Result<()> {
+    capture::probe()?;
+    let capture = Capture::start(&CaptureOptions {
+        cgroup: options.cgroup.clone(),
+        pin_dir: options.pin_dir.clone(),
+        sizes: MapSizes {
+            pods: options.max_pods,
+            pending_connections: options.max_pending_connections,
+            admitted_connections: options.max_admitted_connections,
+            exclusions: options.max_exclusions,
+        },
+    })
+    .context("cannot set up capture")?;
+    let identities = Arc::new(identities(&options)?);
+    let mut registry = Registry::default();
+    let shared = Arc::new(Shared {
+        capture: Arc::new(capture),
+        identities: identities.clone(),
+        live: Live::handle(Arc::default()),
+        pods: Arc::default(),
+        metrics: Metrics::register(&mut registry),
+        workers: OnceLock::new(),
+    });
+    let workers = Arc::new(Workers::start(&shared, options.workers)?);
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let (snapshots, snapshot) = watch::channel(Arc::new(Snapshot::default()));
+    let (reports, diagnostics) = watch::channel(Arc::new(Vec::new()));
+    tasks.spawn(follow_config(shared.clone(), snapshot.clone(), stop.clone()));
+    tasks.spawn(log_diagnostics(diagnostics.clone(), stop.clone()));
+    let source = Source::Folder(options.config_dir.clone());
+    let publish = Publish { snapshot: snapshots, diagnostics: reports };
+    let config = crate::config::run(source, settings(&options), publish);
+    tasks.spawn(until(stop.clone(), async move {
+        if let Err(error) = config.await {
+            tracing::error!(%error, "configuration cannot be read any more");
+        }
+    }));
+    tasks.spawn(until(stop.clone(), async move { identities.run_rotation().await }));
+    let enroller = Enroller::new(
+        shared.clone(),
+        workers.clone(),
+        options.node_name.as_str().into(),
+        options.cgroup.clone(),
+        options.config_dir.clone(),
+    );
+    tasks.spawn(enroller.run(snapshot.clone(), stop.clone()));
+    tracing::info!(node = options.node_name, workers = options.workers, "agent ready");
+
+    stopped().await?;
+    tracing::info!("agent stopping");
+    stop.cancel();
+    tasks.close();
+    let limit = Duration::from_secs(options.drain_seconds);
+    let _ = tokio::time::timeout(limit, tasks.wait()).await;
+    if let Some(workers) = Arc::into_inner(workers) {
+        tokio::task::spawn_blocking(move || workers.stop(limit)).await?;
+    }
+    Ok(())
+}
+
+/// Waits for SIGTERM or SIGINT.
+async fn stopped() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+async fn until(stop: CancellationToken, task: impl Future<Output = ()>) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = task => {}
+    }
+}
+
+fn settings(options: &NodeOptions) -> Settings {
+    let mesh = MeshSettings {
+        trust_domain: options.trust_domain.as_str().into(),
+        cluster_domain: options.cluster_domain.as_str().into(),
+        root_namespace: options.root_namespace.as_str().into(),
+    };
+    Settings { mesh, istio_labels: options.istio_labels }
+}
+
+fn identities(options: &NodeOptions) -> anyhow::Result<Identities> {
+    let ca = match (&options.ca_cert, &options.ca_key) {
+        (Some(cert), Some(key)) => LocalCa::load(&read(cert)?, &read(key)?)
+            .with_context(|| format!("cannot use {} as root certificate", cert.display()))?,
+        _ => {
+            tracing::warn!("no root certificate given, making one: other nodes will not trust it");
+            LocalCa::generate(&options.trust_domain)?
+        }
+    };
+    let life = Duration::from_secs(options.certificate_ttl);
+    Ok(Identities::new(ca.into(), options.trust_domain.as_str().into(), life))
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Puts each snapshot in force on the data path.
+async fn follow_config(
+    shared: Arc<Shared>,
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    stop: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = snapshots.changed() => if changed.is_err() { return },
+        }
+        let snapshot = snapshots.borrow_and_update().clone();
+        let generation = snapshot.generation;
+        shared.live.store(Arc::new(shared.live.load().next(snapshot)));
+        tracing::info!(generation, "configuration in force");
+    }
+}
+
+/// Logs each diagnostic once, when it appears.
+async fn log_diagnostics(
+    mut diagnostics: watch::Receiver<Arc<Vec<Diagnostic>>>,
+    stop: CancellationToken,
+) {
+    let mut known: Vec<String> = Vec::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = diagnostics.changed() => if changed.is_err() { return },
+        }
+        let current: Vec<String> =
+            diagnostics.borrow_and_update().iter().map(ToString::to_string).collect();
+        for message in current.iter().filter(|message| !known.contains(message)) {
+            tracing::warn!(diagnostic = message, "configuration");
+        }
+        known = current;
+    }
+}

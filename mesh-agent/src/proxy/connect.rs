@@ -1,0 +1,41 @@
+//! How the HTTP engine's connections reach their endpoints: as the worker's `Upstream` does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::http::{Connect, ConnectError};
+use crate::model::{Endpoint, Workload};
+use crate::tunnel::{OpenError, Security, Upstream, UpstreamIo};
+
+impl Connect for Upstream {
+    type Io = UpstreamIo;
+
+    async fn connect(
+        &self,
+        source: &Arc<Workload>,
+        endpoint: &Endpoint,
+        timeout: Duration,
+    ) -> Result<UpstreamIo, ConnectError> {
+        let Some(pod) = self.local_pod(&source.uid) else {
+            return Err(ConnectError::Local(format!("{} has left this node", source.name)));
+        };
+        let opened = self.open(&pod, endpoint.address, endpoint.workload.as_deref(), timeout);
+        opened.await.map_err(|error| {
+            tracing::info!(pod = %source.name, endpoint = %endpoint.address, %error,
+                "endpoint cannot be reached");
+            match error {
+                OpenError::Timeout(_) => ConnectError::Timeout,
+                OpenError::Connect(_, error) => error.into(),
+                OpenError::Tunnel(_, error) => ConnectError::Remote(error.to_string()),
+                OpenError::NoCertificate(_) | OpenError::Identity(_) | OpenError::OwnPort(_) => {
+                    ConnectError::Local(error.to_string())
+                }
+            }
+        })
+    }
+
+    fn mutual_tls(&self, endpoint: &Endpoint) -> bool {
+        let security = self.security(endpoint.address, endpoint.workload.as_deref());
+        security != Security::Plaintext
+    }
+}

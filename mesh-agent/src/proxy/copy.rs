@@ -1,0 +1,243 @@
+//! Copies bytes both ways between an application's socket and its upstream.
+//!
+//! Half-close passes through in each direction, a reset arrives as a reset, and a reader that does
+//! not read stops the far writer. Nothing is buffered while nothing flows: the scratch buffer
+//! belongs to the worker, and only what a write did not take is kept.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes per read. Large enough that a bulk stream makes few system calls; one per worker.
+const SCRATCH: usize = 64 * 1024;
+
+/// Reads in a row before other tasks of the worker get a turn.
+const BURST: usize = 16;
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH]);
+}
+
+/// Bytes that passed, by direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Transferred {
+    /// From the connection's client to the upstream.
+    pub sent: u64,
+    /// From the upstream to the client.
+    pub received: u64,
+}
+
+/// Which side ended a copy abnormally, and how.
+#[derive(Debug)]
+pub enum Broken {
+    /// The client's side failed: tell the upstream.
+    Client(io::Error),
+    /// The upstream's side failed: tell the client.
+    Upstream(io::Error),
+}
+
+/// Copies until both directions ended. `progress` hears of bytes as they pass (sent, received).
+///
+/// # Errors
+/// The side that failed. The caller resets the other one.
+pub async fn bidirectional<C, U>(
+    client: &mut C,
+    upstream: &mut U,
+    first: &[u8],
+    progress: impl Fn(u64, u64),
+) -> (Transferred, Result<(), Broken>)
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut forth = Half { pending: first.to_vec(), ..Half::default() };
+    let mut back = Half::default();
+    let result = poll_fn(|cx| {
+        let before = (forth.total, back.total);
+        let there = forth.poll(cx, client, upstream).map_err(|failed| match failed {
+            Failed::Read(error) => Broken::Client(error),
+            Failed::Write(error) => Broken::Upstream(error),
+        });
+        let here = match &there {
+            Poll::Ready(Err(_)) => Poll::Pending,
+            _ => back.poll(cx, upstream, client).map_err(|failed| match failed {
+                Failed::Read(error) => Broken::Upstream(error),
+                Failed::Write(error) => Broken::Client(error),
+            }),
+        };
+        if before != (forth.total, back.total) {
+            progress(forth.total - before.0, back.total - before.1);
+        }
+        match (there, here) {
+            (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),
+            _ => Poll::Pending,
+        }
+    })
+    .await;
+    (Transferred { sent: forth.total, received: back.total }, result)
+}
+
+enum Failed {
+    Read(io::Error),
+    Write(io::Error),
+}
+
+/// One direction.
+#[derive(Default)]
+struct Half {
+    /// What the last write did not take.
+    pending: Vec<u8>,
+    /// How much of `pending` is written.
+    written: usize,
+    /// The reader saw the end.
+    ended: bool,
+    /// The end was passed on.
+    closed: bool,
+    /// Bytes passed on.
+    total: u64,
+}
+
+impl Half {
+    fn poll<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut R,
+        to: &mut W,
+    ) -> Poll<Result<(), Failed>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        if self.closed {
+            return Poll::Ready(Ok(()));
+        }
+        for _ in 0..BURST {
+            ready!(self.flush_pending(cx, to)).map_err(Failed::Write)?;
+            if self.ended {
+                ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(Failed::Write)?;
+                self.closed = true;
+                return Poll::Ready(Ok(()));
+            }
+            match self.transfer(cx, from, to) {
+                Poll::Ready(result) => result?,
+                Poll::Pending => {
+                    // What was written so far must not wait for the next byte to be read.
+                    let _ = Pin::new(&mut *to).poll_flush(cx).map_err(Failed::Write)?;
+                    return Poll::Pending;
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn flush_pending<W: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut W,
+    ) -> Poll<io::Result<()>> {
+        while self.written < self.pending.len() {
+            let rest = &self.pending[self.written..];
+            let taken = ready!(Pin::new(&mut *to).poll_write(cx, rest))?;
+            if taken == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.written += taken;
+            self.total += taken as u64;
+        }
+        if self.written > 0 {
+            self.pending = Vec::new();
+            self.written = 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// One read and one write through the worker's buffer.
+    fn transfer<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut R,
+        to: &mut W,
+    ) -> Poll<Result<(), Failed>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        BUFFER.with_borrow_mut(|scratch| {
+            let mut buffer = ReadBuf::new(scratch);
+            ready!(Pin::new(from).poll_read(cx, &mut buffer)).map_err(Failed::Read)?;
+            let filled = buffer.filled();
+            if filled.is_empty() {
+                self.ended = true;
+                return Poll::Ready(Ok(()));
+            }
+            let taken = match Pin::new(to).poll_write(cx, filled) {
+                Poll::Ready(Ok(taken)) => taken,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Failed::Write(error))),
+                Poll::Pending => 0,
+            };
+            self.total += taken as u64;
+            if taken < filled.len() {
+                self.pending = filled[taken..].to_vec();
+            }
+            Poll::Ready(Ok(()))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn half_close_passes_each_way() {
+        let (mut client, mut client_far) = duplex(1000);
+        let (mut server, mut server_far) = duplex(1000);
+        let copy = async {
+            bidirectional(&mut client_far, &mut server_far, b"first ", |_, _| {}).await
+        };
+        let ends = async {
+            client.write_all(b"request").await.unwrap();
+            client.shutdown().await.unwrap();
+            let mut got = Vec::new();
+            server.read_to_end(&mut got).await.unwrap();
+            assert_eq!(got, b"first request");
+            server.write_all(b"late answer").await.unwrap();
+            server.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).await.unwrap();
+            assert_eq!(answer, b"late answer");
+        };
+        let ((moved, result), ()) = tokio::join!(copy, ends);
+        assert!(result.is_ok());
+        assert_eq!(moved, Transferred { sent: 13, received: 11 });
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_stops_holds_the_writer() {
+        let (mut client, mut client_far) = duplex(1000);
+        let (server, mut server_far) = duplex(1000);
+        let copy = bidirectional(&mut client_far, &mut server_far, b"", |_, _| {});
+        let mut sent = 0_usize;
+        let write = async {
+            loop {
+                sent += client.write(&[7; 500]).await.unwrap();
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = copy => unreachable!("nobody closes"),
+            () = write => unreachable!("nobody reads"),
+            () = tokio::time::sleep(std::time::Duration::from_millis(50)) => {}
+        }
+        assert!(sent < 10_000, "{sent} bytes were taken from a writer whose reader does not read");
+        drop(server);
+    }
+}

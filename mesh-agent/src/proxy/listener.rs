@@ -1,0 +1,103 @@
+//! Accepts captured connections of one pod and gives each to a worker.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::spread;
+use super::worker::{Command, LoadGuard, Worker};
+use crate::tunnel::LocalPod;
+
+/// First pause after an `accept` error such as too many open files; doubles up to the second one.
+const BACK_OFF: Duration = Duration::from_millis(10);
+const BACK_OFF_MAX: Duration = Duration::from_secs(1);
+
+/// Which of a pod's listeners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The application connects to somewhere (15001).
+    Outbound,
+    /// Somebody outside the mesh connects to the application (15006).
+    Plaintext,
+    /// A tunnel from another node (15008).
+    Tunnel,
+}
+
+/// A connection that waits to be served.
+pub struct Accepted {
+    pub(super) kind: Kind,
+    pub(super) pod: Arc<LocalPod>,
+    pub(super) stream: StdStream,
+    pub(super) peer: SocketAddr,
+    /// Held for the life of the connection.
+    pub(super) _load: LoadGuard,
+}
+
+/// Accepts until `stop`.
+pub(super) async fn accept(
+    worker: Rc<Worker>,
+    pod: Arc<LocalPod>,
+    kind: Kind,
+    socket: StdListener,
+    stop: CancellationToken,
+) {
+    let listener = match TcpListener::from_std(socket) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(pod = %pod.name, ?kind, %error, "listener is unusable");
+            return;
+        }
+    };
+    let mut pause = BACK_OFF;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer))) {
+            Ok((stream, peer)) => {
+                pause = BACK_OFF;
+                give(&worker, &pod, kind, stream, peer);
+            }
+            Err(error) if gone_before_accept(&error) => {}
+            Err(error) => {
+                tracing::warn!(pod = %pod.name, ?kind, %error, "accept failed, pausing");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(BACK_OFF_MAX);
+            }
+        }
+    }
+}
+
+/// accept(2): errors of the connection, not of the listener.
+fn gone_before_accept(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
+}
+
+fn give(
+    worker: &Rc<Worker>,
+    pod: &Arc<LocalPod>,
+    kind: Kind,
+    stream: StdStream,
+    peer: SocketAddr,
+) {
+    let handles = worker.handles();
+    let loads = handles.iter().map(|handle| handle.load.load(Ordering::Relaxed));
+    let chosen = spread::choose(loads, worker.index);
+    let Some(handle) = handles.get(chosen) else { return };
+    handle.accepted.fetch_add(1, Ordering::Relaxed);
+    let accepted =
+        Accepted { kind, pod: pod.clone(), stream, peer, _load: LoadGuard::new(&handle.load) };
+    if chosen == worker.index {
+        worker.serve(accepted);
+    } else {
+        handle.send(Command::Adopt(accepted));
+    }
+}

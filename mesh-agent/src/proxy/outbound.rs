@@ -1,0 +1,315 @@
+//! Connections that an application of this node opens: where to, what do they speak, and then the
+//! HTTP engine or a plain copy.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_common::ports;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+
+use super::copy::{self, Broken};
+use super::inbound::{count, unmapped};
+use super::listener::Accepted;
+use super::worker::Worker;
+use crate::balance::{ActiveGuard, Ask, Live};
+use crate::http::{self, ConnectionFacts, Detected, HttpVersion};
+use crate::model::{Protocol, Service, SpiffeId, Workload};
+use crate::telemetry::{ConnectionRecord, ConnectionStart, Layer, Reporter, ResponseFlag};
+use crate::tunnel::{LocalPod, OpenError, Security, UpstreamIo, reset_tcp};
+
+/// How long an undeclared port's client may be silent before its upstream is opened, so that a
+/// server that speaks first is heard. Clients of HTTP and TLS speak at once.
+const CLIENT_FIRST: Duration = Duration::from_millis(50);
+
+/// Bytes that are looked at to tell a protocol: the HTTP/2 preface is 24, a method and a space fewer.
+const PEEK: usize = 64;
+
+/// Endpoints that one TCP connection tries before it is refused.
+const ATTEMPTS: usize = 3;
+
+/// Time for a connection when no `DestinationRule` says otherwise (Istio's mesh default).
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is known about a captured connection once its destination is looked up.
+struct Facts {
+    pod: Arc<LocalPod>,
+    source: Arc<Workload>,
+    live: Arc<Live>,
+    peer: SocketAddr,
+    target: SocketAddr,
+    service: Option<(Arc<Service>, u16)>,
+}
+
+impl Facts {
+    fn start(&self, layer: Layer) -> ConnectionStart {
+        ConnectionStart {
+            reporter: Reporter::Source,
+            source: Some(self.source.clone()),
+            source_address: self.peer,
+            destination_address: self.target,
+            service: self.service.as_ref().map(|(service, _)| service.clone()),
+            layer,
+        }
+    }
+}
+
+/// Serves one connection.
+pub(super) async fn serve(worker: &Rc<Worker>, accepted: Accepted) {
+    let Accepted { pod, stream, peer, _load, .. } = accepted;
+    let Some(target) = worker.shared.capture.original_destination(&stream) else {
+        // Somebody dialled the agent's own port: there is nowhere to go.
+        tracing::debug!(pod = %pod.name, %peer, "connection without an original destination");
+        return;
+    };
+    let target = unmapped(target);
+    let Ok(client) = TcpStream::from_std(stream) else { return };
+    let _ = client.set_nodelay(true);
+    let live = worker.shared.live.load_full();
+    let Some(source) = live.snapshot.workloads_by_uid.get(&pod.uid).cloned() else {
+        tracing::warn!(pod = %pod.name, "connection of a pod without configuration refused");
+        return reset_tcp(client);
+    };
+    if ports::is_mesh(target.port()) {
+        return reset_tcp(client);
+    }
+    let service = service_of(&live, target);
+    let protocol = protocol_of(&live, target, service.as_ref());
+    let facts = Facts { pod, source, live, peer: unmapped(peer), target, service };
+    match protocol {
+        Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
+            // Declared HTTP: its client speaks first, and the preface tells the version.
+            let version = match first_bytes(&client).await {
+                Seen::Http(version) => version,
+                Seen::Opaque => HttpVersion::Http1,
+            };
+            serve_http(worker, facts, client, version).await;
+        }
+        Protocol::Tcp | Protocol::Tls => serve_tcp(worker, facts, client).await,
+        Protocol::Detect => detect(worker, facts, client).await,
+    }
+}
+
+/// The service that a dialled address stands for: a virtual address, or a headless endpoint.
+fn service_of(live: &Live, target: SocketAddr) -> Option<(Arc<Service>, u16)> {
+    let snapshot = &live.snapshot;
+    if let Some((service, port)) = snapshot.service_at(target) {
+        return Some((service.clone(), port.port));
+    }
+    let (key, port) = snapshot.headless_by_endpoint.get(&target)?;
+    Some((snapshot.services.get(key)?.clone(), *port))
+}
+
+/// What the destination speaks. An address of no service is looked at only where some service has
+/// HTTP on the same port number: only then could a `Host` choose a route (Istio's listener by port).
+fn protocol_of(
+    live: &Live,
+    target: SocketAddr,
+    service: Option<&(Arc<Service>, u16)>,
+) -> Protocol {
+    match service {
+        Some((service, port)) => service.port(*port).map_or(Protocol::Tcp, |port| port.protocol),
+        None if live.snapshot.http_ports.contains(&target.port()) => Protocol::Detect,
+        None => Protocol::Tcp,
+    }
+}
+
+async fn serve_http(worker: &Rc<Worker>, facts: Facts, client: TcpStream, version: HttpVersion) {
+    let mut record = worker.telemetry.connection(facts.start(Layer::Http));
+    record.established(None, None);
+    let connection = ConnectionFacts {
+        source: facts.source,
+        peer: facts.peer,
+        destination: facts.target,
+    };
+    let shutdown = worker.drain.clone();
+    let served = http::serve(&worker.engine, client, connection, version, shutdown).await;
+    if let Err(error) = served {
+        tracing::debug!(pod = %facts.pod.name, %error, "client connection");
+    }
+}
+
+/// Looks at the first bytes without stalling a server that speaks first.
+async fn detect(worker: &Rc<Worker>, facts: Facts, client: TcpStream) {
+    match tokio::time::timeout(CLIENT_FIRST, first_bytes(&client)).await {
+        Ok(Seen::Http(version)) => return serve_http(worker, facts, client, version).await,
+        Ok(Seen::Opaque) => return serve_tcp(worker, facts, client).await,
+        Err(_) => {}
+    }
+    // The client is silent: the server may be the one to begin. Open its side, and see who speaks.
+    let mut record = worker.telemetry.connection(facts.start(Layer::Tcp));
+    let mut upstream = match open(worker, &facts).await {
+        Ok(upstream) => upstream,
+        Err(error) => return refuse(client, &facts, &mut record, &error),
+    };
+    let mut greeting = [0; 1024];
+    tokio::select! {
+        biased;
+        read = upstream.io.read(&mut greeting) => {
+            let greeting = match read {
+                Ok(length) => &greeting[..length],
+                Err(_) => {
+                    record.flag(ResponseFlag::UpstreamClosed);
+                    return reset_tcp(client);
+                }
+            };
+            relay(client, upstream, &mut record, greeting).await;
+        }
+        seen = first_bytes(&client) => match seen {
+            // The idle connection was a guess: the engine makes its own.
+            Seen::Http(version) => {
+                drop(record);
+                drop(upstream);
+                serve_http(worker, facts, client, version).await;
+            }
+            Seen::Opaque => relay(client, upstream, &mut record, &[]).await,
+        }
+    }
+}
+
+enum Seen {
+    Http(HttpVersion),
+    Opaque,
+}
+
+/// Waits until the client's first bytes tell what it speaks; they stay in the socket.
+async fn first_bytes(client: &TcpStream) -> Seen {
+    let mut buffer = [0; PEEK];
+    let mut before = 0;
+    loop {
+        let length = match client.peek(&mut buffer).await {
+            Ok(0) | Err(_) => return Seen::Opaque,
+            Ok(length) => length,
+        };
+        match http::detect(&buffer[..length]) {
+            Detected::Http1 => return Seen::Http(HttpVersion::Http1),
+            Detected::Http2 => return Seen::Http(HttpVersion::Http2),
+            Detected::Tls | Detected::Opaque => return Seen::Opaque,
+            Detected::NeedMore if length == before => {
+                // peek(2) is ready at once while bytes wait: give the rest time to arrive.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            Detected::NeedMore => before = length,
+        }
+    }
+}
+
+/// An open upstream and what it counts as.
+struct Opened {
+    io: UpstreamIo,
+    /// The pod behind it.
+    destination: Option<Arc<Workload>>,
+    /// Who it has proven to be, or is known to be.
+    peer: Option<SpiffeId>,
+    /// Keeps the endpoint's count of active connections.
+    _active: Option<ActiveGuard>,
+}
+
+async fn serve_tcp(
+    worker: &Rc<Worker>,
+    facts: Facts,
+    client: TcpStream,
+) {
+    let mut record = worker.telemetry.connection(facts.start(Layer::Tcp));
+    match open(worker, &facts).await {
+        Ok(upstream) => relay(client, upstream, &mut record, &[]).await,
+        Err(error) => refuse(client, &facts, &mut record, &error),
+    }
+}
+
+fn refuse(client: TcpStream, facts: &Facts, record: &mut ConnectionRecord, error: &Failure) {
+    let flag = match error {
+        Failure::NoEndpoint => ResponseFlag::NoHealthyUpstream,
+        Failure::Open(_) => ResponseFlag::UpstreamConnectFailure,
+    };
+    record.flag(flag);
+    tracing::info!(pod = %facts.pod.name, target = %facts.target, %error, "connection refused");
+    reset_tcp(client);
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("no endpoint is ready")]
+    NoEndpoint,
+    #[error(transparent)]
+    Open(#[from] OpenError),
+}
+
+/// Opens the upstream of a TCP connection: the endpoint of a service, another one if that cannot be
+/// reached, or the very address that was dialled.
+async fn open(worker: &Rc<Worker>, facts: &Facts) -> Result<Opened, Failure> {
+    let snapshot = &facts.live.snapshot;
+    let pick = facts.service.as_ref().filter(|_| {
+        // A headless endpoint was chosen by the client.
+        snapshot.services_by_ip.contains_key(&facts.target.ip())
+    });
+    let Some((service, port)) = pick else {
+        let destination = snapshot.workloads_by_ip.get(&facts.target.ip()).cloned();
+        return open_at(worker, facts, facts.target, destination, CONNECT_TIMEOUT, None).await;
+    };
+    let Some(port) = service.port(*port) else { return Err(Failure::NoEndpoint) };
+    let rule = snapshot.destination_rule(service, &facts.source.name.namespace);
+    let policy = rule.map(|rule| rule.policy(None, port.port).clone()).unwrap_or_default();
+    let mut last = Failure::NoEndpoint;
+    let mut tried: Vec<SocketAddr> = Vec::new();
+    for _ in 0..ATTEMPTS {
+        let picked = facts.live.pick(&Ask {
+            source: &facts.source,
+            service,
+            port,
+            subset: None,
+            policy: policy.load_balancer,
+            dialled: facts.target,
+            tried: &tried,
+            draw: worker.draws.next(),
+        });
+        let Some(picked) = picked.filter(|one| !tried.contains(&one.endpoint.address)) else {
+            break;
+        };
+        let endpoint = picked.endpoint;
+        tried.push(endpoint.address);
+        let active = Some(picked.active);
+        let timeout = policy.connect_timeout;
+        match open_at(worker, facts, endpoint.address, endpoint.workload, timeout, active).await {
+            Ok(opened) => return Ok(opened),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+async fn open_at(
+    worker: &Rc<Worker>,
+    facts: &Facts,
+    address: SocketAddr,
+    destination: Option<Arc<Workload>>,
+    timeout: Duration,
+    active: Option<ActiveGuard>,
+) -> Result<Opened, Failure> {
+    let io = worker.upstream.open(&facts.pod, address, destination.as_deref(), timeout).await?;
+    let peer = match worker.upstream.security(address, destination.as_deref()) {
+        Security::MutualTls(peer) | Security::SameNode(peer) => Some(peer),
+        Security::Plaintext => None,
+    };
+    Ok(Opened { io, destination, peer, _active: active })
+}
+
+/// Copies until both sides are done; `greeting` is what the upstream said already.
+async fn relay(
+    mut client: TcpStream,
+    mut upstream: Opened,
+    record: &mut ConnectionRecord,
+    greeting: &[u8],
+) {
+    record.established(upstream.destination.take(), upstream.peer.take());
+    let progress = |sent, received| count(record, received, sent);
+    // Seen from the upstream, so that its greeting is the first to go.
+    let copied = copy::bidirectional(&mut upstream.io, &mut client, greeting, progress).await;
+    match copied.1 {
+        Ok(()) => {}
+        Err(Broken::Client(_)) => reset_tcp(client),
+        Err(Broken::Upstream(_)) => upstream.io.reset(),
+    }
+}

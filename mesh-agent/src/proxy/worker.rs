@@ -1,0 +1,212 @@
+//! One worker of the data path: a thread with a current-thread runtime, its tunnels, its HTTP pools
+//! and the connections it was given.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rustc_hash::FxHashMap;
+use rustls_pki_types::CertificateDer;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::listener::{self, Accepted, Kind};
+use super::{inbound, outbound};
+use crate::balance::{Draws, LiveHandle};
+use crate::capture::{Capture, PodListeners};
+use crate::http::Engine;
+use crate::identity::Identities;
+use crate::model::SpiffeId;
+use crate::telemetry::{Metrics, Telemetry};
+use crate::tunnel::{LocalPod, LocalPodsHandle, Pool, Upstream};
+
+/// What all workers share. Immutable, or atomic.
+pub struct Shared {
+    /// Kernel side.
+    pub capture: Arc<Capture>,
+    /// Certificates.
+    pub identities: Arc<Identities>,
+    /// Configuration and upstream state in force.
+    pub live: LiveHandle,
+    /// Pods of this node.
+    pub pods: LocalPodsHandle,
+    /// Counters and the list of open connections.
+    pub metrics: Arc<Metrics>,
+    /// Set once, when all workers have started.
+    pub workers: OnceLock<Vec<WorkerHandle>>,
+}
+
+/// What a worker can be told.
+pub enum Command {
+    /// Accept for this pod from now on.
+    Listen(Arc<LocalPod>, PodListeners),
+    /// Stop accepting for the pod with this UID; its open connections go on.
+    Unlisten(Arc<str>),
+    /// The pod with this UID is gone: end its connections.
+    Forget(Arc<str>),
+    /// Serve a connection that another worker accepted.
+    Adopt(Accepted),
+    /// Stop accepting, finish what is open, then end. At most this long.
+    Drain(Duration),
+}
+
+/// How the others reach a worker.
+#[derive(Clone)]
+pub struct WorkerHandle {
+    commands: mpsc::UnboundedSender<Command>,
+    /// Connections open on it.
+    pub load: Arc<AtomicUsize>,
+    /// Connections that it has served or serves.
+    pub accepted: Arc<AtomicUsize>,
+}
+
+impl WorkerHandle {
+    /// A handle and the end that the worker reads. Unbounded: what comes through is bounded by the
+    /// pods of the node and by the permits of their connections.
+    pub fn channel() -> (Self, mpsc::UnboundedReceiver<Command>) {
+        let (commands, receiver) = mpsc::unbounded_channel();
+        (Self { commands, load: Arc::default(), accepted: Arc::default() }, receiver)
+    }
+
+    /// Hands over a command. A worker that has ended drops it, which closes what it holds.
+    pub fn send(&self, command: Command) {
+        let _ = self.commands.send(command);
+    }
+}
+
+/// Counts one open connection for as long as it lives.
+pub struct LoadGuard(Arc<AtomicUsize>);
+
+impl LoadGuard {
+    pub(super) fn new(load: &Arc<AtomicUsize>) -> Self {
+        load.fetch_add(1, Ordering::Relaxed);
+        Self(load.clone())
+    }
+}
+
+impl Drop for LoadGuard {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The identity that a tunnel's peer has proven.
+pub(super) fn peer_identity(chain: &[CertificateDer<'_>]) -> Option<SpiffeId> {
+    crate::identity::peer_identity(chain).ok()
+}
+
+/// A pod that this worker accepts for.
+struct Served {
+    /// Ends the accept loops.
+    accept: CancellationToken,
+}
+
+/// The worker itself; lives on its thread.
+pub struct Worker {
+    pub(super) shared: Arc<Shared>,
+    pub(super) index: usize,
+    pub(super) tracker: TaskTracker,
+    pub(super) upstream: Upstream,
+    pub(super) engine: Engine<Upstream>,
+    pub(super) telemetry: Telemetry,
+    pub(super) draws: Draws,
+    /// Asks connections to finish.
+    pub(super) drain: CancellationToken,
+}
+
+impl Worker {
+    /// Runs until drained. Call within a runtime that can take local tasks.
+    pub async fn run(
+        shared: Arc<Shared>,
+        index: usize,
+        mut commands: mpsc::UnboundedReceiver<Command>,
+    ) {
+        let tracker = TaskTracker::new();
+        let drain = CancellationToken::new();
+        let telemetry = shared.metrics.worker();
+        let draws = Draws::unpredictable();
+        let pool = Pool::new(tracker.clone(), peer_identity);
+        let upstream = Upstream::new(
+            shared.capture.clone(),
+            shared.identities.clone(),
+            shared.pods.clone(),
+            pool,
+        );
+        let engine = Engine::new(
+            shared.live.clone(),
+            telemetry.clone(),
+            upstream.clone(),
+            Draws::unpredictable(),
+            tracker.clone(),
+        );
+        let sweep = engine.clone();
+        let end = drain.clone();
+        tracker.spawn_local(async move { sweep.maintain(end).await });
+        let worker =
+            Rc::new(Self { shared, index, tracker, upstream, engine, telemetry, draws, drain });
+        let mut served: FxHashMap<Arc<str>, Served> = FxHashMap::default();
+        while let Some(command) = commands.recv().await {
+            match command {
+                Command::Listen(pod, listeners) => {
+                    let accept = worker.drain.child_token();
+                    let uid = pod.uid.clone();
+                    worker.listen(pod, listeners, &accept);
+                    if let Some(previous) = served.insert(uid, Served { accept }) {
+                        previous.accept.cancel();
+                    }
+                }
+                Command::Unlisten(uid) | Command::Forget(uid) => {
+                    if let Some(pod) = served.remove(&uid) {
+                        pod.accept.cancel();
+                    }
+                }
+                Command::Adopt(accepted) => worker.serve(accepted),
+                Command::Drain(limit) => {
+                    worker.drain.cancel();
+                    worker.tracker.close();
+                    let _ = tokio::time::timeout(limit, worker.tracker.wait()).await;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn listen(self: &Rc<Self>, pod: Arc<LocalPod>, listeners: PodListeners, stop: &CancellationToken) {
+        let kinds = [
+            (Kind::Outbound, listeners.outbound),
+            (Kind::Plaintext, listeners.plaintext),
+            (Kind::Tunnel, listeners.tunnel),
+        ];
+        for (kind, sockets) in kinds {
+            for socket in sockets {
+                let task = listener::accept(
+                    self.clone(),
+                    pod.clone(),
+                    kind,
+                    socket,
+                    stop.clone(),
+                );
+                self.tracker.spawn_local(task);
+            }
+        }
+    }
+
+    /// Starts serving a connection on this worker.
+    pub(super) fn serve(self: &Rc<Self>, accepted: Accepted) {
+        let worker = self.clone();
+        self.tracker.spawn_local(async move {
+            match accepted.kind {
+                Kind::Outbound => outbound::serve(&worker, accepted).await,
+                Kind::Plaintext => inbound::serve_plaintext(&worker, accepted).await,
+                Kind::Tunnel => inbound::serve_tunnel(&worker, accepted).await,
+            }
+        });
+    }
+
+    pub(super) fn handles(&self) -> &[WorkerHandle] {
+        self.shared.workers.get().map_or(&[], Vec::as_slice)
+    }
+}

@@ -1,0 +1,312 @@
+//! Opens a byte stream from a local pod to where an endpoint is: straight into a pod of this node,
+//! through a tunnel to a pod that is in the mesh elsewhere, or in plaintext to everything else.
+//!
+//! Invariant: to a destination that is known to be in the mesh nothing is sent in plaintext because
+//! a tunnel failed; and a tunnel carries one source's identity only.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use mesh_common::ports;
+use rustc_hash::FxHashMap;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::{ClientTls, ConnectHead, Pool, PoolKey, TunnelError, TunnelStream};
+use crate::capture::{Capture, PodNet};
+use crate::identity::{Identities, IdentityError};
+use crate::model::{SpiffeId, Workload};
+
+/// A pod of this node whose sockets are captured.
+#[derive(Debug)]
+pub struct LocalPod {
+    /// `metadata.uid`.
+    pub uid: Arc<str>,
+    /// `namespace/name`, for logs.
+    pub name: Arc<str>,
+    /// Who it is.
+    pub identity: SpiffeId,
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
+    /// Its network namespace.
+    pub net: PodNet,
+}
+
+impl LocalPod {
+    /// The pod's address of the same family as `other`.
+    pub fn ip_like(&self, other: IpAddr) -> Option<IpAddr> {
+        self.ips.iter().copied().find(|ip| ip.is_ipv4() == other.is_ipv4())
+    }
+}
+
+/// The pods of this node, by UID and by address.
+#[derive(Debug, Default)]
+pub struct LocalPods {
+    /// By UID.
+    pub by_uid: FxHashMap<Arc<str>, Arc<LocalPod>>,
+    /// By address.
+    pub by_ip: FxHashMap<IpAddr, Arc<LocalPod>>,
+}
+
+/// Shared, replaced as a whole when a pod comes or goes.
+pub type LocalPodsHandle = Arc<ArcSwap<LocalPods>>;
+
+/// Why no stream could be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The TCP connection failed.
+    #[error("cannot connect to {0}: {1}")]
+    Connect(SocketAddr, #[source] io::Error),
+    /// The tunnel failed: no connection, wrong identity, or the far side refused.
+    #[error("no tunnel to {0}: {1}")]
+    Tunnel(SocketAddr, #[source] TunnelError),
+    /// No certificate for the source.
+    #[error("no certificate for {0}")]
+    NoCertificate(SpiffeId),
+    /// The expected identity cannot be asked for.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// One of the mesh's own ports, which would make the agent call itself.
+    #[error("{0} is a port of the mesh itself")]
+    OwnPort(SocketAddr),
+    /// Took longer than allowed.
+    #[error("no answer from {0} in time")]
+    Timeout(SocketAddr),
+}
+
+/// How a stream is protected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Security {
+    /// Mutual TLS with this peer.
+    MutualTls(SpiffeId),
+    /// Stays on the node, between two pods that are both in the mesh.
+    SameNode(SpiffeId),
+    /// Plaintext to something outside the mesh.
+    Plaintext,
+}
+
+/// Opens streams for the pods of this node. One per worker: it holds the worker's tunnels.
+#[derive(Clone)]
+pub struct Upstream {
+    capture: Arc<Capture>,
+    identities: Arc<Identities>,
+    pods: LocalPodsHandle,
+    pool: Pool,
+}
+
+impl Upstream {
+    /// Streams leave through `pool`.
+    pub fn new(
+        capture: Arc<Capture>,
+        identities: Arc<Identities>,
+        pods: LocalPodsHandle,
+        pool: Pool,
+    ) -> Self {
+        Self { capture, identities, pods, pool }
+    }
+
+    /// The pod of this node with that UID.
+    pub fn local_pod(&self, uid: &str) -> Option<Arc<LocalPod>> {
+        self.pods.load().by_uid.get(uid).cloned()
+    }
+
+    /// How the way to `destination` is protected.
+    pub fn security(&self, target: SocketAddr, destination: Option<&Workload>) -> Security {
+        if let Some(pod) = self.pods.load().by_ip.get(&target.ip()) {
+            return Security::SameNode(pod.identity.clone());
+        }
+        match destination {
+            Some(workload) if workload.enrolled => Security::MutualTls(workload.identity.clone()),
+            _ => Security::Plaintext,
+        }
+    }
+
+    /// Opens a stream from `source` to `target`, behind which `destination` is known to be.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn open(
+        &self,
+        source: &LocalPod,
+        target: SocketAddr,
+        destination: Option<&Workload>,
+        timeout: Duration,
+    ) -> Result<UpstreamIo, OpenError> {
+        if ports::is_mesh(target.port()) {
+            return Err(OpenError::OwnPort(target));
+        }
+        let opened = tokio::time::timeout(timeout, async {
+            let local = self.pods.load().by_ip.get(&target.ip()).cloned();
+            if let Some(pod) = local {
+                return self.open_same_node(source, &pod, target, timeout).await;
+            }
+            match destination {
+                Some(workload) if workload.enrolled => {
+                    self.open_tunnel(source, target, workload, timeout).await
+                }
+                _ => self.open_plaintext(source, target, timeout).await,
+            }
+        });
+        opened.await.unwrap_or(Err(OpenError::Timeout(target)))
+    }
+
+    async fn open_same_node(
+        &self,
+        source: &LocalPod,
+        pod: &LocalPod,
+        target: SocketAddr,
+        timeout: Duration,
+    ) -> Result<UpstreamIo, OpenError> {
+        let client = source.ip_like(target.ip()).ok_or_else(|| {
+            OpenError::Connect(target, io::ErrorKind::AddrNotAvailable.into())
+        })?;
+        self.capture
+            .dial_into_pod(&pod.net, client, target, timeout)
+            .await
+            .map(UpstreamIo::Tcp)
+            .map_err(|error| OpenError::Connect(target, error))
+    }
+
+    async fn open_plaintext(
+        &self,
+        source: &LocalPod,
+        target: SocketAddr,
+        timeout: Duration,
+    ) -> Result<UpstreamIo, OpenError> {
+        self.capture
+            .dial_from_pod(&source.net, target, timeout)
+            .await
+            .map(UpstreamIo::Tcp)
+            .map_err(|error| OpenError::Connect(target, error))
+    }
+
+    async fn open_tunnel(
+        &self,
+        source: &LocalPod,
+        target: SocketAddr,
+        workload: &Workload,
+        timeout: Duration,
+    ) -> Result<UpstreamIo, OpenError> {
+        let credentials = self
+            .identities
+            .current(&source.identity)
+            .ok_or_else(|| OpenError::NoCertificate(source.identity.clone()))?;
+        let address = SocketAddr::new(target.ip(), ports::TUNNEL);
+        let key = PoolKey {
+            source_uid: source.uid.clone(),
+            source: source.identity.clone(),
+            destination: workload.identity.clone(),
+            address,
+        };
+        let (config, server_name) = credentials.client(&workload.identity)?;
+        let head = ConnectHead {
+            authority: target.to_string(),
+            baggage: Some(baggage(source)),
+            traceparent: None,
+        };
+        let dial = async || self.capture.dial_from_pod(&source.net, address, timeout).await;
+        self.pool
+            .connect(&key, &head, &ClientTls { config, server_name }, dial)
+            .await
+            .map(UpstreamIo::Tunnel)
+            .map_err(|error| OpenError::Tunnel(target, error))
+    }
+}
+
+/// What the far side's telemetry wants to know about the source (ztunnel's `baggage` keys).
+fn baggage(source: &LocalPod) -> String {
+    let name = source.name.rsplit('/').next().unwrap_or_default();
+    format!(
+        "k8s.namespace.name={},k8s.pod.name={name},service.name={}",
+        source.identity.namespace, source.identity.service_account
+    )
+}
+
+/// An open stream.
+#[derive(Debug)]
+pub enum UpstreamIo {
+    /// A socket.
+    Tcp(TcpStream),
+    /// A stream of a tunnel.
+    Tunnel(TunnelStream),
+}
+
+impl UpstreamIo {
+    /// Ends the stream so that the far side sees a reset.
+    pub fn reset(self) {
+        match self {
+            Self::Tcp(stream) => reset_tcp(stream),
+            Self::Tunnel(mut stream) => stream.reset(),
+        }
+    }
+}
+
+/// Closes a socket with a reset instead of an orderly end.
+pub fn reset_tcp(stream: TcpStream) {
+    // Zero linger makes close(2) send RST (tcp(7), SO_LINGER); failure leaves an orderly close.
+    let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    drop(stream);
+}
+
+impl AsyncRead for UpstreamIo {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tunnel(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for UpstreamIo {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tunnel(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tunnel(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tunnel(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tcp(stream) => stream.is_write_vectored(),
+            Self::Tunnel(stream) => stream.is_write_vectored(),
+        }
+    }
+}

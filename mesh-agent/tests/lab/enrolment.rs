@@ -1,0 +1,87 @@
+//! Issue 8, line 3: what is not enrolled is untouched; enrolling and withdrawing break no open
+//! connection.
+
+use crate::support::{self, SHOP, SHOP_PODS};
+
+/// Holds one connection to the echo's TCP port and sends a line whenever `/tmp/go-<n>` appears.
+const HOLDER: &str = r#"
+import socket, sys, os, time
+s = socket.create_connection((sys.argv[1], 9000), 20)
+s.settimeout(20)
+print("connected", flush=True)
+for line in sys.stdin:
+    s.sendall(line.encode())
+    got = b""
+    while len(got) < len(line):
+        part = s.recv(1000)
+        if not part:
+            print("closed", flush=True); sys.exit(1)
+        got += part
+    print(got.decode().strip(), flush=True)
+"#;
+
+#[test]
+fn a_pod_outside_the_mesh_is_untouched() {
+    let Some(lab) = support::lab(2) else { return };
+    support::apply(&lab, SHOP, SHOP_PODS);
+    lab.wait_ready("outside/stranger").unwrap();
+    let stranger = lab.pod("outside/stranger").unwrap();
+    let enrolled = lab.meshctl("node1", &["-o", "json", "workloads"]).unwrap();
+    let enrolled: serde_json::Value = serde_json::from_str(&enrolled).unwrap();
+    let row = enrolled
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|row| row["name"] == "stranger")
+        .expect("the agent knows the pod");
+    assert_eq!(row["state"], "not selected", "{row}");
+    // Permissive by default: it still reaches the mesh in plaintext, seen with its own address.
+    let answer = support::json(
+        &stranger,
+        &["curl", "-sS", "--max-time", "20", "http://far.shop.svc.cluster.local/x"],
+    );
+    let remote: std::net::SocketAddr = answer["remote"].as_str().unwrap().parse().unwrap();
+    assert!(stranger.ips.contains(&remote.ip().to_canonical()), "{answer}");
+    let listening = support::ok(&stranger, &["cat", "/proc/net/tcp", "/proc/net/tcp6"]);
+    // 15001, 15006, 15008 in hexadecimal.
+    for port in [":3A99", ":3A9E", ":3AA0"] {
+        assert!(!listening.contains(port), "no listener of the mesh in its namespace");
+    }
+}
+
+#[test]
+fn enrolling_and_withdrawing_break_no_open_connection() {
+    let Some(lab) = support::lab(2) else { return };
+    let without = SHOP.replace(", labels: { istio.io/dataplane-mode: malha }", "");
+    assert_ne!(without, SHOP);
+    lab.apply(&without).unwrap();
+    for name in SHOP_PODS {
+        lab.wait_ready(name).unwrap();
+    }
+    let client = lab.pod("shop/client").unwrap();
+    let mut before = client.converse(&["python3", "-c", HOLDER, "far.shop"]).unwrap();
+    assert_eq!(before.line().unwrap(), "connected");
+    assert_eq!(before.ask("one").unwrap(), "one");
+
+    lab.apply(SHOP).unwrap();
+    for name in SHOP_PODS {
+        lab.wait_enrolled(&lab.pod(name).unwrap()).unwrap();
+    }
+    assert_eq!(before.ask("two").unwrap(), "two", "older than the enrolment, and alive");
+    let mut during = client.converse(&["python3", "-c", HOLDER, "far.shop"]).unwrap();
+    assert_eq!(during.line().unwrap(), "connected");
+    assert_eq!(during.ask("three").unwrap(), "three");
+    let connections = lab.meshctl("node1", &["-o", "json", "connections"]).unwrap();
+    assert!(connections.contains("spiffe://cluster.local/ns/shop/sa/echo"), "{connections}");
+    assert!(connections.contains("not in mesh"), "older than the enrolment: {connections}");
+
+    lab.apply(&without).unwrap();
+    for name in SHOP_PODS {
+        lab.wait_withdrawn(&lab.pod(name).unwrap()).unwrap();
+    }
+    assert_eq!(before.ask("four").unwrap(), "four");
+    assert_eq!(during.ask("five").unwrap(), "five", "made in the mesh, alive after withdrawal");
+    let mut after = client.converse(&["python3", "-c", HOLDER, "far.shop"]).unwrap();
+    assert_eq!(after.line().unwrap(), "connected");
+    assert_eq!(after.ask("six").unwrap(), "six");
+}

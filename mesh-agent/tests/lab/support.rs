@@ -1,0 +1,139 @@
+//! Builds labs for tests and asks their pods.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use xtask::lab::{Lab, Pod};
+
+/// Ten times what anything here takes on a quiet machine.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A lab with agents, or `None` (said loudly) where it cannot run.
+pub fn lab(workers: usize) -> Option<Lab> {
+    if let Some(reason) = xtask::lab::missing_privileges() {
+        eprintln!("SKIPPED (privileged): {reason}");
+        return None;
+    }
+    let agent = Path::new(env!("CARGO_BIN_EXE_mesh-agent"));
+    let lab = Lab::builder().nodes(2).workers(workers).agent(agent).build();
+    Some(lab.expect("the lab comes up"))
+}
+
+/// Applies manifests and waits until all pods run and those of `enrolled` are in the mesh.
+pub fn apply(lab: &Lab, manifests: &str, enrolled: &[&str]) {
+    lab.apply(manifests).expect("manifests are applied");
+    for name in enrolled {
+        let pod = lab.wait_ready(name).expect("the pod runs");
+        lab.wait_enrolled(&pod).expect("the pod is enrolled");
+    }
+}
+
+/// Standard output of a command in a pod that must succeed.
+pub fn ok(pod: &Pod, command: &[&str]) -> String {
+    let output = pod.exec(command).expect("the command starts");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{command:?}: {:?}\n{text}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    text
+}
+
+/// JSON that a command in a pod prints.
+pub fn json(pod: &Pod, command: &[&str]) -> serde_json::Value {
+    let text = ok(pod, command);
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{command:?}: {error}: {text}"))
+}
+
+/// Calls `probe` until it gives something, or the deadline passes.
+pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        if let Some(value) = probe() {
+            return value;
+        }
+        assert!(Instant::now() < end, "not in {DEADLINE:?}: {what}");
+        #[expect(clippy::disallowed_methods, reason = "waits for another process")]
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Two namespaces' worth of pods: `shop` in the mesh, `outside` not. `client` on each node, an echo
+/// server on each node behind `echo`.
+pub const SHOP: &str = r#"
+kind: Namespace
+apiVersion: v1
+metadata: { name: shop, labels: { istio.io/dataplane-mode: malha } }
+---
+kind: Namespace
+apiVersion: v1
+metadata: { name: outside }
+---
+kind: ServiceAccount
+apiVersion: v1
+metadata: { name: client, namespace: shop }
+---
+kind: ServiceAccount
+apiVersion: v1
+metadata: { name: echo, namespace: shop }
+---
+kind: Pod
+apiVersion: v1
+metadata: { name: client, namespace: shop, labels: { app: client } }
+spec:
+  nodeName: node1
+  serviceAccountName: client
+  containers: [{ name: main, image: curlimages/curl, command: [sleep, infinity] }]
+---
+kind: Pod
+apiVersion: v1
+metadata: { name: stranger, namespace: outside, labels: { app: stranger } }
+spec:
+  nodeName: node1
+  containers: [{ name: main, image: curlimages/curl, command: [sleep, infinity] }]
+---
+kind: Pod
+apiVersion: v1
+metadata: { name: near, namespace: shop, labels: { app: echo, version: near } }
+spec:
+  nodeName: node1
+  serviceAccountName: echo
+  containers: [{ name: main, image: malha/echo, args: ["--http1", "8080", "--tcp", "9000"] }]
+---
+kind: Pod
+apiVersion: v1
+metadata: { name: far, namespace: shop, labels: { app: echo, version: far } }
+spec:
+  nodeName: node2
+  serviceAccountName: echo
+  containers: [{ name: main, image: malha/echo, args: ["--http1", "8080", "--tcp", "9000"] }]
+---
+kind: Service
+apiVersion: v1
+metadata: { name: echo, namespace: shop }
+spec:
+  selector: { app: echo }
+  ipFamilyPolicy: PreferDualStack
+  ports: [{ name: http, port: 80, targetPort: 8080 }, { name: tcp, port: 9000 }]
+---
+kind: Service
+apiVersion: v1
+metadata: { name: near, namespace: shop }
+spec:
+  selector: { app: echo, version: near }
+  ipFamilyPolicy: PreferDualStack
+  ports: [{ name: http, port: 80, targetPort: 8080 }, { name: tcp, port: 9000 }]
+---
+kind: Service
+apiVersion: v1
+metadata: { name: far, namespace: shop }
+spec:
+  selector: { app: echo, version: far }
+  ipFamilyPolicy: PreferDualStack
+  ports: [{ name: http, port: 80, targetPort: 8080 }, { name: tcp, port: 9000 }]
+"#;
+
+/// The pods of [`SHOP`] that are in the mesh.
+pub const SHOP_PODS: &[&str] = &["shop/client", "shop/near", "shop/far"];
