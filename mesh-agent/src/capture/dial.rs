@@ -116,7 +116,9 @@ impl Dialer {
     fn announce(&self, key: &AdmitKey) -> io::Result<bool> {
         match lock(&self.admitted).insert(key, 1, BPF_NOEXIST) {
             Ok(()) => Ok(true),
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => {
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == io::ErrorKind::AlreadyExists =>
+            {
                 Ok(false)
             }
             Err(error) => Err(io::Error::other(error)),

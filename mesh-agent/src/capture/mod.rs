@@ -97,6 +97,10 @@ impl Capture {
     /// # Errors
     /// What the kernel refuses, or [`CaptureError::Layout`] for pins of an incompatible agent.
     pub fn start(options: &CaptureOptions) -> Result<Self, CaptureError> {
+        if !pods::is_inside(&options.cgroup) {
+            let cgroup = options.cgroup.display();
+            tracing::warn!(%cgroup, "the agent is outside the captured cgroup: no destinations");
+        }
         let pins = Pins::create(&options.pin_dir)?;
         let mut ebpf = loader::load(options, &pins)?;
         let mut take = |name: &'static str| {
