@@ -56,7 +56,7 @@ impl Dialer {
     }
 
     /// Connects from a pod to anywhere.
-    pub(super) async fn from_pod(
+    pub(super) async fn out_of_pod(
         &self,
         net: &PodNet,
         destination: SocketAddr,
@@ -68,7 +68,7 @@ impl Dialer {
     }
 
     /// Connects to a pod's application with the client's address.
-    pub(super) async fn into_pod(
+    pub(super) async fn to_pod(
         &self,
         net: &PodNet,
         client: IpAddr,

@@ -185,7 +185,7 @@ impl Capture {
         destination: SocketAddr,
         timeout: Duration,
     ) -> std::io::Result<TcpStream> {
-        self.dialer.from_pod(net, destination, timeout).await
+        self.dialer.out_of_pod(net, destination, timeout).await
     }
 
     /// Connects to an application in a pod, which sees the client's address.
@@ -202,7 +202,7 @@ impl Capture {
         destination: SocketAddr,
         timeout: Duration,
     ) -> std::io::Result<TcpStream> {
-        self.dialer.into_pod(net, client, destination, timeout).await
+        self.dialer.to_pod(net, client, destination, timeout).await
     }
 
     /// What the kernel programs counted since they were first loaded, by name.
