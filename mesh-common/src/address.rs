@@ -53,10 +53,7 @@ impl Ip {
             let host = u32::from_be(self.0[3]);
             return host >> 24 == 127 || host == 0;
         }
-        self.0[0] == 0
-            && self.0[1] == 0
-            && self.0[2] == 0
-            && (self.0[3] == ONE || self.0[3] == 0)
+        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && (self.0[3] == ONE || self.0[3] == 0)
     }
 
     /// IPv6 link-local (fe80::/10): needs an interface, so it cannot be redirected.

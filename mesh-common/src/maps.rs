@@ -31,17 +31,8 @@ pub const LISTENERS: &str = "LISTENERS";
 pub const COUNTERS: &str = "COUNTERS";
 
 /// Names of the maps with a frozen layout.
-pub const FROZEN: [&str; 9] = [
-    PODS,
-    ORIGINS,
-    MARKS,
-    TUPLES,
-    PENDING,
-    ADMITTED,
-    INBOUND,
-    EXCLUDED_PORTS,
-    EXCLUDED_RANGES,
-];
+pub const FROZEN: [&str; 9] =
+    [PODS, ORIGINS, MARKS, TUPLES, PENDING, ADMITTED, INBOUND, EXCLUDED_PORTS, EXCLUDED_RANGES];
 /// Names of the maps that change with [`LAYOUT_VERSION`].
 pub const VERSIONED: [&str; 2] = [LISTENERS, COUNTERS];
 

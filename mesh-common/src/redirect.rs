@@ -35,14 +35,15 @@ pub enum Arrival {
 
 /// Decides on `connect` to `destination:port` by a process of an enrolled pod.
 ///
-/// `pending` is the number of the pod's connections that wait for the agent.
+/// `pending` is the number of the pod's connections that wait for the agent. It falls below zero
+/// when connections from before an earlier withdrawal go.
 #[inline(always)]
 pub fn outbound(
     pod: &Pod,
     destination: &Ip,
     port: u16,
     excluded: impl FnOnce() -> bool,
-    pending: impl FnOnce() -> u64,
+    pending: impl FnOnce() -> i64,
 ) -> Outbound {
     if ports::is_mesh(port) {
         return Outbound::Refuse(Counter::OutboundRefusedMeshPort);
@@ -56,7 +57,7 @@ pub fn outbound(
     if !has_family || excluded() {
         return Outbound::Pass;
     }
-    if pending() >= u64::from(pod.pending_limit) {
+    if pending() >= i64::from(pod.pending_limit) {
         return Outbound::Refuse(Counter::OutboundRefusedPending);
     }
     Outbound::Capture(destination.capture_for(port))
@@ -178,6 +179,7 @@ mod tests {
         assert_eq!(outbound(&pod(), &ip("10.2.0.1"), 80, || true, || 99), Outbound::Pass);
         let at = |n| outbound(&pod(), &ip("10.2.0.1"), 80, || false, || n);
         assert!(matches!(at(9), Outbound::Capture(_)));
+        assert!(matches!(at(-3), Outbound::Capture(_)));
         assert_eq!(at(10), Outbound::Refuse(Counter::OutboundRefusedPending));
     }
 

@@ -58,12 +58,7 @@ fn read<T: Copy>(field: *const T) -> T {
 fn read4(field: *const [u32; 4]) -> [u32; 4] {
     let word = field.cast::<u32>();
     // Word by word: the verifier knows no access of 16 bytes.
-    [
-        read(word),
-        read(word.wrapping_add(1)),
-        read(word.wrapping_add(2)),
-        read(word.wrapping_add(3)),
-    ]
+    [read(word), read(word.wrapping_add(1)), read(word.wrapping_add(2)), read(word.wrapping_add(3))]
 }
 
 #[inline(always)]
@@ -195,9 +190,8 @@ struct SockAddr6 {
 pub fn bind4(ctx: &SockAddrContext, ip: u32) {
     let mut addr = SockAddr4 { family: AF_INET, port: 0, ip, zero: [0; 2] };
     // SAFETY: the helper takes this context; the address is as long as said.
-    let _ = unsafe {
-        bpf_bind(ctx.sock_addr, (&raw mut addr).cast(), size_of::<SockAddr4>() as i32)
-    };
+    let _ =
+        unsafe { bpf_bind(ctx.sock_addr, (&raw mut addr).cast(), size_of::<SockAddr4>() as i32) };
 }
 
 /// [`bind4`] for an IPv6 socket; an IPv4 address is bound mapped.
@@ -205,9 +199,8 @@ pub fn bind4(ctx: &SockAddrContext, ip: u32) {
 pub fn bind6(ctx: &SockAddrContext, ip: &Ip) {
     let mut addr = SockAddr6 { family: AF_INET6, port: 0, flow: 0, ip: ip.0, scope: 0 };
     // SAFETY: the helper takes this context; the address is as long as said.
-    let _ = unsafe {
-        bpf_bind(ctx.sock_addr, (&raw mut addr).cast(), size_of::<SockAddr6>() as i32)
-    };
+    let _ =
+        unsafe { bpf_bind(ctx.sock_addr, (&raw mut addr).cast(), size_of::<SockAddr6>() as i32) };
 }
 
 /// Sets the error that the system call returns (negative errno).

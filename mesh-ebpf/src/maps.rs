@@ -48,7 +48,7 @@ static TUPLES: HashMap<TupleKey, OriginalDestination> = HashMap::with_max_entrie
 /// Number of each pod's entries in `TUPLES`. Made by the agent; counted by sockops; read by
 /// connect. One per pod of the node.
 #[map]
-static PENDING: HashMap<u64, u64> = HashMap::with_max_entries(1024, 0);
+static PENDING: HashMap<u64, i64> = HashMap::with_max_entries(1024, 0);
 
 /// Connections of the agent's that may reach an application. Written by the agent before it
 /// connects; emptied by sockops at close; read by sk_lookup. Full: the agent's dial fails.
@@ -127,7 +127,7 @@ pub fn is_excluded_range(netns: u64, ip: &Ip) -> bool {
 
 /// Number of the pod's connections that wait for the agent.
 #[inline(always)]
-pub fn pending(netns: u64) -> u64 {
+pub fn pending(netns: u64) -> i64 {
     match PENDING.get_ptr_mut(netns) {
         // An aligned 64-bit load is one instruction; LLVM cannot select an atomic one for BPF.
         // SAFETY: a live map value, aligned to 8.

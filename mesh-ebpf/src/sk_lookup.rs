@@ -60,7 +60,8 @@ fn steer(ctx: &SkLookupContext, ends: &Ends, port: u16) -> u32 {
         maps::count(Counter::InboundRefusedListener);
         return SK_DROP;
     }
-    let steered = if port == ports::TUNNEL { Counter::InboundTunnel } else { Counter::InboundPlaintext };
+    let steered =
+        if port == ports::TUNNEL { Counter::InboundTunnel } else { Counter::InboundPlaintext };
     maps::count(steered);
     SK_PASS
 }

@@ -54,9 +54,6 @@ fn accepted(ctx: &SockOpsContext) {
     }
     let netns = ctx::ops_netns(ctx);
     let Some(socket) = ctx::ops_socket(ctx) else { return };
-    if maps::pod(netns).is_none() {
-        return;
-    }
     let here = ctx::ops_ends(ctx);
     // The client's view of the same connection.
     let there = Ends {
@@ -66,7 +63,12 @@ fn accepted(ctx: &SockOpsContext) {
         remote_port: here.local_port,
     };
     let Some(origin) = maps::take_tuple(&tuple_key(netns, &there)) else {
-        return maps::count(Counter::OriginMissing);
+        // In other pods the port is an application's own. The tuple decides, not the enrolment:
+        // the pod may have been withdrawn since the SYN.
+        if maps::pod(netns).is_some() {
+            maps::count(Counter::OriginMissing);
+        }
+        return;
     };
     if maps::set_origin(&socket, &OriginalDestination { kind: ACCEPTED, ..origin }).is_err() {
         maps::count(Counter::OriginMissing);

@@ -56,7 +56,7 @@ impl Dialer {
     }
 
     /// Connects from a pod to anywhere.
-    pub(super) async fn from_pod(
+    pub(super) async fn out_of_pod(
         &self,
         net: &PodNet,
         destination: SocketAddr,
@@ -68,7 +68,7 @@ impl Dialer {
     }
 
     /// Connects to a pod's application with the client's address.
-    pub(super) async fn into_pod(
+    pub(super) async fn to_pod(
         &self,
         net: &PodNet,
         client: IpAddr,
@@ -116,7 +116,9 @@ impl Dialer {
     fn announce(&self, key: &AdmitKey) -> io::Result<bool> {
         match lock(&self.admitted).insert(key, 1, BPF_NOEXIST) {
             Ok(()) => Ok(true),
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => {
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == io::ErrorKind::AlreadyExists =>
+            {
                 Ok(false)
             }
             Err(error) => Err(io::Error::other(error)),

@@ -54,7 +54,7 @@ pub struct PodListeners {
 pub(super) struct Tables {
     pub(super) ebpf: Ebpf,
     pub(super) pods: HashMap<MapData, u64, Pod>,
-    pub(super) pending: HashMap<MapData, u64, u64>,
+    pub(super) pending: HashMap<MapData, u64, i64>,
     pub(super) inbound: HashMap<MapData, Ip, Inbound>,
     pub(super) ports: HashMap<MapData, PortKey, u8>,
     pub(super) ranges: LpmTrie<MapData, RangeData, u8>,
@@ -97,8 +97,7 @@ impl Tables {
         pin: &Path,
     ) -> Result<(), CaptureError> {
         let netns = net.cookie();
-        self.remove_exclusions(netns);
-        self.add_exclusions(netns, settings)?;
+        self.set_exclusions(netns, settings)?;
         self.add_inbound(netns, settings, listeners)?;
         loader::attach_inbound(&mut self.ebpf, net.file(), pin)?;
         // Not to be reset if it is there: the kernel counts in it.
@@ -126,7 +125,7 @@ impl Tables {
                 self.remove_address(&ip)?;
             }
         }
-        self.remove_exclusions(netns);
+        self.keep_exclusions(netns, &[], &[]);
         absent_is_fine(self.pending.remove(&netns), maps::PENDING)
     }
 
@@ -163,31 +162,43 @@ impl Tables {
         absent_is_fine(self.inbound.remove(ip), maps::INBOUND)
     }
 
-    fn add_exclusions(&mut self, netns: u64, settings: &PodSettings) -> Result<(), CaptureError> {
+    /// New ones first, then stale ones go: what stays is excluded all the time.
+    fn set_exclusions(&mut self, netns: u64, settings: &PodSettings) -> Result<(), CaptureError> {
         let outbound = settings.exclude_outbound_ports.iter().map(|port| (*port, maps::OUTBOUND));
         let inbound = settings.exclude_inbound_ports.iter().map(|port| (*port, maps::INBOUND_PORT));
-        for (port, direction) in outbound.chain(inbound) {
-            let key = PortKey { netns, port, direction, reserved: 0 };
+        let ports: Vec<PortKey> = outbound
+            .chain(inbound)
+            .map(|(port, direction)| PortKey { netns, port, direction, reserved: 0 })
+            .collect();
+        for key in &ports {
             let done = self.ports.insert(key, 1, 0);
             done.map_err(CaptureError::map(maps::EXCLUDED_PORTS))?;
         }
-        for range in &settings.exclude_outbound_ranges {
-            let done = self.ranges.insert(&range_key(netns, range), 1, 0);
+        let ranges: Vec<_> =
+            settings.exclude_outbound_ranges.iter().map(|range| range_key(netns, range)).collect();
+        for key in &ranges {
+            let done = self.ranges.insert(key, 1, 0);
             done.map_err(CaptureError::map(maps::EXCLUDED_RANGES))?;
         }
+        self.keep_exclusions(netns, &ports, &ranges);
         Ok(())
     }
 
-    fn remove_exclusions(&mut self, netns: u64) {
-        let ports: Vec<PortKey> =
-            self.ports.keys().flatten().filter(|key| key.netns == netns).collect();
-        for key in ports {
+    /// Removes a pod's exclusions but these.
+    fn keep_exclusions(&mut self, netns: u64, ports: &[PortKey], ranges: &[Key<RangeData>]) {
+        let mut stale: Vec<PortKey> = self.ports.keys().flatten().collect();
+        stale.retain(|key| key.netns == netns && !ports.contains(key));
+        for key in stale {
+            // Absent is as good as removed, and nothing else can go wrong.
             let _ = self.ports.remove(&key);
         }
         let whose = RangeData::new(netns, Ip::default()).netns;
-        let ranges: Vec<Key<RangeData>> =
-            self.ranges.keys().flatten().filter(|key| key.data().netns == whose).collect();
-        for key in ranges {
+        let is_same = |a: &Key<RangeData>, b: &Key<RangeData>| {
+            a.prefix_len() == b.prefix_len() && a.data() == b.data()
+        };
+        let mut stale: Vec<Key<RangeData>> = self.ranges.keys().flatten().collect();
+        stale.retain(|key| key.data().netns == whose && !ranges.iter().any(|k| is_same(k, key)));
+        for key in stale {
             let _ = self.ranges.remove(&key);
         }
     }

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
     /// The kernel is too old or built without a feature: the node cannot run the mesh.
-    #[error("the kernel lacks {feature} (in Linux since {since}); this node cannot capture traffic")]
+    #[error(
+        "the kernel lacks {feature} (in Linux since {since}); this node cannot capture traffic"
+    )]
     Missing {
         /// What is missing.
         feature: &'static str,

@@ -164,9 +164,7 @@ pub(super) fn update_inbound(ebpf: &mut Ebpf, pin: &Path) -> Result<bool, Captur
 }
 
 fn pin_link(link: FdLink, pin: &Path) -> Result<(), CaptureError> {
-    link.pin(pin).map_err(|error| {
-        CaptureError::file("pin", pin)(io::Error::other(error))
-    })?;
+    link.pin(pin).map_err(|error| CaptureError::file("pin", pin)(io::Error::other(error)))?;
     Ok(())
 }
 

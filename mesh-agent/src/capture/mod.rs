@@ -97,6 +97,10 @@ impl Capture {
     /// # Errors
     /// What the kernel refuses, or [`CaptureError::Layout`] for pins of an incompatible agent.
     pub fn start(options: &CaptureOptions) -> Result<Self, CaptureError> {
+        if !pods::is_inside(&options.cgroup) {
+            let cgroup = options.cgroup.display();
+            tracing::warn!(%cgroup, "the agent is outside the captured cgroup: no destinations");
+        }
         let pins = Pins::create(&options.pin_dir)?;
         let mut ebpf = loader::load(options, &pins)?;
         let mut take = |name: &'static str| {
@@ -181,7 +185,7 @@ impl Capture {
         destination: SocketAddr,
         timeout: Duration,
     ) -> std::io::Result<TcpStream> {
-        self.dialer.from_pod(net, destination, timeout).await
+        self.dialer.out_of_pod(net, destination, timeout).await
     }
 
     /// Connects to an application in a pod, which sees the client's address.
@@ -198,7 +202,7 @@ impl Capture {
         destination: SocketAddr,
         timeout: Duration,
     ) -> std::io::Result<TcpStream> {
-        self.dialer.into_pod(net, client, destination, timeout).await
+        self.dialer.to_pod(net, client, destination, timeout).await
     }
 
     /// What the kernel programs counted since they were first loaded, by name.

@@ -57,17 +57,20 @@ pub(super) fn prepare(net: &PodNet, with_v6: bool) -> io::Result<()> {
 /// Undoes [`prepare`], to be called when no proxied connection is left.
 pub(super) fn restore(net: &PodNet) -> io::Result<()> {
     net.within(|| {
+        // Absent in a kernel without IPv6.
+        let has_v6 = std::path::Path::new(SYSCTL_V6).exists();
         let netlink = Netlink::open()?;
-        for family in families(true) {
+        for family in families(has_v6) {
             netlink.remove_rule(&rule(family))?;
             netlink.remove_route(&everything_local(family))?;
         }
-        netlink.remove_route(&capture_prefix())?;
+        if has_v6 {
+            netlink.remove_route(&capture_prefix())?;
+            std::fs::write(SYSCTL_V6, "0")?;
+        }
         for path in SYSCTLS {
             std::fs::write(path, "0")?;
         }
-        // Absent in a kernel without IPv6.
-        let _ = std::fs::write(SYSCTL_V6, "0");
         Ok(())
     })?
 }

@@ -71,7 +71,9 @@ impl Pins {
         let names = names_in(&self.links());
         names
             .iter()
-            .filter_map(|path| path.file_name()?.to_str()?.strip_prefix(INBOUND_PREFIX)?.parse().ok())
+            .filter_map(|path| {
+                path.file_name()?.to_str()?.strip_prefix(INBOUND_PREFIX)?.parse().ok()
+            })
             .collect()
     }
 

@@ -55,15 +55,39 @@ pub(super) fn namespaces(cookies: &[u64]) -> Vec<PodNet> {
     found
 }
 
+/// Whether this process is in a cgroup or below it.
+pub(super) fn is_inside(cgroup: &Path) -> bool {
+    let own = std::process::id().to_string();
+    let lists_own = |folder: &Path| {
+        let procs = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+        procs.lines().any(|line| line == own)
+    };
+    // `/proc/self/cgroup` has the path within its mount, so the end of the folder's path is
+    // looked for; the kernel's list then says whether that is the same folder.
+    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let mut base = Some(cgroup);
+    while let Some(folder) = base {
+        let full = folder.join(path);
+        if full.starts_with(cgroup) && lists_own(&full) {
+            return true;
+        }
+        base = folder.parent();
+    }
+    false
+}
+
 fn walk(folder: &Path, in_kubepods: bool, depth: u32, found: &mut Vec<LocalPod>) {
     let Some(depth) = depth.checked_sub(1) else { return };
     for child in children(folder) {
         let name = name_of(&child);
         match uid(&name).filter(|_| in_kubepods || name.starts_with("kubepods")) {
             // Containers are not pods, so there is nothing to look for below.
-            Some(uid) => found.extend(
-                first_process(&child, depth).map(|pid| LocalPod { uid, pid, cgroup: child }),
-            ),
+            Some(uid) => found.extend(first_process(&child, depth).map(|pid| LocalPod {
+                uid,
+                pid,
+                cgroup: child,
+            })),
             None => walk(&child, in_kubepods || name.starts_with("kubepods"), depth, found),
         }
     }
@@ -138,6 +162,15 @@ mod tests {
             ("kubepods.slice/kubepods-pod33_44.slice/cri-containerd-y.scope", "0\n6\n"),
         ]);
         assert_eq!(pods, [("11-22".into(), 5), ("33-44".into(), 6)]);
+    }
+
+    #[test]
+    fn a_process_is_inside_the_cgroups_above_it() {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
+        let Some(root) = mount.and_then(|line| line.split(' ').nth(1)) else { return };
+        assert!(is_inside(Path::new(root)));
+        assert!(!is_inside(Path::new("/nonexistent/cgroup")));
     }
 
     #[test]

@@ -26,11 +26,7 @@ const MAPS: [(MapType, Feature); 4] = [
 ];
 
 const HELPERS: [(ProgramType, BpfHelper, Feature); 9] = [
-    (
-        ProgramType::CgroupSockAddr,
-        BpfHelper::BPF_FUNC_bind,
-        ("bpf_bind in cgroup/connect", "4.17"),
-    ),
+    (ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_bind, ("bpf_bind in cgroup/connect", "4.17")),
     (
         ProgramType::CgroupSockAddr,
         BpfHelper::BPF_FUNC_skc_lookup_tcp,
@@ -79,8 +75,9 @@ pub fn probe() -> Result<(), CaptureError> {
         require(is_program_supported(program)?, feature)?;
     }
     for (map, feature) in MAPS {
-        let supported = is_map_supported(map)
-            .map_err(|error| CaptureError::map(feature.0)(aya::maps::MapError::SyscallError(error)))?;
+        let supported = is_map_supported(map).map_err(|error| {
+            CaptureError::map(feature.0)(aya::maps::MapError::SyscallError(error))
+        })?;
         require(supported, feature)?;
     }
     for (program, helper, feature) in HELPERS {

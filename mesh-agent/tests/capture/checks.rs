@@ -1,5 +1,6 @@
 //! The checks, in the order in which they build on each other.
 
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -49,10 +50,9 @@ fn refused(net: &PodNet, to: &str) {
 fn nothing_captured(lab: &Lab) {
     let _node = lab.app(&lab.node, "[::]:8080");
     let pod = lab.app(&lab.a, "[::]:8181");
-    for (net, to, from) in [
-        (&lab.node, format!("{NODE}:8080"), NODE),
-        (&lab.node, format!("[{NODE6}]:8080"), NODE6),
-    ] {
+    for (net, to, from) in
+        [(&lab.node, format!("{NODE}:8080"), NODE), (&lab.node, format!("[{NODE6}]:8080"), NODE6)]
+    {
         let client = Client::connect(net, &to).unwrap();
         assert!(client.greeting.contains(from), "{}", client.greeting);
         assert_eq!(client.peer(), to);
@@ -63,17 +63,68 @@ fn nothing_captured(lab: &Lab) {
 fn full_map(lab: &Lab) {
     let mut options = lab.options.clone();
     options.pin_dir = options.pin_dir.with_file_name("small");
-    options.sizes = MapSizes { pods: 1, ..MapSizes::default() };
-    let capture = Capture::start(&options).unwrap();
+    options.sizes = MapSizes {
+        pods: 1,
+        pending_connections: 1,
+        admitted_connections: 2,
+        ..MapSizes::default()
+    };
+    let capture = Arc::new(Capture::start(&options).unwrap());
+    full_tuples(lab, &capture);
     let _a = capture.enroll(&lab.a, &Lab::settings_a()).unwrap();
     let error = capture.enroll(&lab.b, &Lab::settings_b()).unwrap_err();
     assert!(error.is_full(), "{error}: {error:?}");
     // The second pod is as before.
     let _app = lab.app(&lab.b, "0.0.0.0:8080");
     Client::connect(&lab.node, &format!("{POD_B}:8080")).unwrap();
+
+    let to = SocketAddr::new(POD_B.parse().unwrap(), 8080);
+    let client = POD_A.parse().unwrap();
+    let open: Vec<_> = (0..2).map(|_| into_pod(lab, &capture, client, to).unwrap()).collect();
+    let error = into_pod(lab, &capture, client, to).err().unwrap();
+    assert!(error.to_string().contains("bpf"), "{error}");
+    drop(open);
+    gone(&capture);
+    into_pod(lab, &capture, client, to).unwrap();
     drop(capture);
     Capture::cleanup(&options.pin_dir).unwrap();
     assert!(!options.pin_dir.exists());
+}
+
+/// An agent that does not accept, a queue of one, and room for one connection on its way.
+fn full_tuples(lab: &Lab, capture: &Arc<Capture>) {
+    let somaxconn = |value: &str| {
+        lab.a.within(|| std::fs::write("/proc/sys/net/core/somaxconn", value).unwrap()).unwrap();
+    };
+    somaxconn("1");
+    let listeners = capture.enroll(&lab.a, &Lab::settings_a()).unwrap();
+    somaxconn("4096");
+    let to: SockAddr = "11.2.3.4:80".parse::<SocketAddr>().unwrap().into();
+    let start = || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let _ = socket.connect(&to);
+        socket
+    };
+    let waiting: Vec<Socket> = (0..6).map(|_| lab.a.within(start).unwrap()).collect();
+    assert!(count(capture, "tuples_full") > 0, "{:?}", capture.counters());
+    // The kernel repeats the SYN of those that had no place: they arrive without a destination.
+    let agent = lab.agent(capture, listeners);
+    let greeting = |socket: Socket| {
+        socket.set_nonblocking(false).unwrap();
+        // With a full queue the kernel falls back to SYN cookies, and may forget a connection
+        // that says nothing.
+        (&socket).write_all(b"x").unwrap();
+        Client::greeted(socket.into()).unwrap().greeting
+    };
+    let greetings: Vec<String> = waiting.into_iter().map(greeting).collect();
+    let lost = greetings.iter().filter(|line| *line == "captured nowhere").count();
+    assert!(lost > 0 && lost < greetings.len(), "{greetings:?}");
+    assert_eq!(count(capture, "origin_missing"), lost as u64);
+    // There is room again.
+    captured(lab, "11.2.3.4:80".parse().unwrap());
+    drop(agent);
+    capture.withdraw(lab.a.cookie(), &Lab::settings_a().ips).unwrap();
 }
 
 fn found_by_cgroup(lab: &Lab) {
@@ -314,8 +365,7 @@ fn dial_into_pod(lab: &Lab, capture: &Arc<Capture>) {
         gone(capture);
     }
     // Nobody there, and somebody who listens on loopback only: refused at once.
-    for (to, client, port) in [(POD_B, POD_A, 4444), (POD_B6, POD_A6, 4444), (POD_B, POD_A, 6060)]
-    {
+    for (to, client, port) in [(POD_B, POD_A, 4444), (POD_B6, POD_A6, 4444), (POD_B, POD_A, 6060)] {
         let to = SocketAddr::new(to.parse().unwrap(), port);
         let error = into_pod(lab, capture, client.parse().unwrap(), to).err().unwrap();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);

@@ -17,7 +17,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinHandle;
 
 /// Longer than anything here takes.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 
 pub(crate) const POD_A: &str = "10.77.1.2";
 pub(crate) const POD_A6: &str = "fd77:1::2";
@@ -127,9 +127,7 @@ impl Lab {
         let listener = bound.unwrap_or_else(|error| panic!("{address}: {error}"));
         listener.set_nonblocking(true).unwrap();
         let mut tasks = Tasks(self.runtime.handle().clone(), Vec::new());
-        tasks.1.push(self.serve(listener, |socket| {
-            format!("app {}", socket.peer_addr().unwrap())
-        }));
+        tasks.1.push(self.serve(listener, |socket| format!("app {}", socket.peer_addr().unwrap())));
         tasks
     }
 
@@ -230,11 +228,7 @@ pub(crate) fn ip(net: &PodNet, arguments: &str) -> String {
     let output = net
         .within(|| Command::new("ip").args(arguments.split_whitespace()).output().unwrap())
         .unwrap();
-    assert!(
-        output.status.success(),
-        "ip {arguments}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
