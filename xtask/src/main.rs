@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use xtask::tool::say;
-use xtask::{build, setup};
+use xtask::{bench, build, setup, test, tidy};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about)]
@@ -21,6 +21,12 @@ enum Command {
     Setup(setup::SetupArgs),
     /// Build the eBPF object and every program
     Build(build::BuildArgs),
+    /// Run every check and test, in the order of speed
+    Test(test::TestArgs),
+    /// Check the house rules
+    Tidy(tidy::TidyArgs),
+    /// Measure
+    Bench(bench::BenchArgs),
     // INTEGRATOR: with the lab's branch, add here and in `dispatch`:
     //   Lab(#[command(subcommand)] xtask::lab::cli::LabCommand),   => xtask::lab::cli::run(command)
     //   Demo(xtask::demo::DemoArgs),                               => xtask::demo::run(args)
@@ -46,6 +52,12 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
                 say(&format!("built {}", program.display()));
             }
             Ok(())
+        }
+        Command::Test(args) => test::test(&args),
+        Command::Tidy(args) => tidy::run(&args),
+        Command::Bench(args) => {
+            setup::run_setup(&setup::SetupArgs { build_only: true, ..Default::default() })?;
+            bench::run(args)
         }
     }
 }
