@@ -109,10 +109,13 @@ fn ebpf_cargo(subcommand: &str) -> anyhow::Result<Command> {
 /// Builds the agent and the tools; the eBPF object must be there.
 fn programs(args: BuildArgs) -> anyhow::Result<Built> {
     let mut command = cargo();
-    command.args(["build", "--quiet", "--package", "mesh-agent", "--package", "bench", "--bins"]);
-    command.arg("--message-format=json-render-diagnostics");
+    command.args(["build", "--quiet", "--bins", "--message-format=json-render-diagnostics"]);
     if args.release {
-        command.arg("--release");
+        // Nothing that another member of the workspace asks for goes into what is shipped.
+        command.args(["--release", "--package", "mesh-agent", "--package", "bench"]);
+    } else {
+        // The same packages as `cargo test`, so the same features: nothing is compiled twice.
+        command.arg("--workspace");
     }
     say(&format!("$ {}", shown(&command)));
     let output = command

@@ -2,7 +2,10 @@
 //!
 //! The commands of `cargo xtask` are thin; what they do is here, so that tests can use it.
 
+pub mod bench;
 pub mod build;
 pub mod lab;
 pub mod setup;
+pub mod test;
+pub mod tidy;
 pub mod tool;

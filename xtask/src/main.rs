@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use xtask::tool::say;
-use xtask::{build, lab, setup};
+use xtask::{bench, build, lab, setup, test, tidy};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about)]
@@ -24,6 +24,12 @@ enum Command {
     /// A lab for hand work
     #[command(subcommand)]
     Lab(lab::cli::LabCommand),
+    /// Run every check and test, in the order of speed
+    Test(test::TestArgs),
+    /// Check the house rules
+    Tidy(tidy::TidyArgs),
+    /// Measure
+    Bench(bench::BenchArgs),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +53,12 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
                 say(&format!("built {}", program.display()));
             }
             Ok(())
+        }
+        Command::Test(args) => test::test(&args),
+        Command::Tidy(args) => tidy::run(&args),
+        Command::Bench(args) => {
+            setup::run_setup(&setup::SetupArgs { build_only: true, ..Default::default() })?;
+            bench::run(args)
         }
     }
 }

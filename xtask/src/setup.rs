@@ -22,7 +22,6 @@ const BPF_LINKER: &str = "0.13.0";
 /// Debian's compiler for Chromium and Firefox: current on stable releases.
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_LIBRARY: &str = "/usr/lib/rustlib/src/rust/library/core/src/lib.rs";
-const DEBIAN_LLVM: &str = "/usr/lib/llvm-22";
 
 /// Packages that make Debian's route.
 const DEBIAN_TOOLCHAIN: [Package; 3] = [
@@ -50,7 +49,7 @@ const C_COMPILER: Package = Package { name: "gcc", file: "cc", why: "linking, C 
 const BY_HAND: &str = "\
 To build eBPF by hand, either
   rustup toolchain install nightly --component rust-src
-  cargo install bpf-linker --version 0.13.0 --locked
+  cargo binstall bpf-linker@0.13.0
 or, on Debian 12 and later,
   apt-get update && apt-get install rustc-web rust-web-src llvm-22-dev
   LLVM_PREFIX=/usr/lib/llvm-22 LLVM_SYS_221_PREFIX=/usr/lib/llvm-22 \\
@@ -198,11 +197,17 @@ fn has_candidate(package: &str) -> bool {
 
 fn install_linker(toolchain: &Toolchain) -> anyhow::Result<()> {
     let mut install = cargo();
-    install.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked"]);
-    if *toolchain == Toolchain::Debian {
+    if *toolchain != Toolchain::Debian && find("cargo-binstall").is_some() {
+        // Upstream's own binary, with the LLVM that rustup's compilers need inside.
+        install.args(["binstall", "--no-confirm", &format!("bpf-linker@{BPF_LINKER}")]);
+    } else {
+        let llvm = toolchain.llvm()?;
+        let prefix = format!("/usr/lib/llvm-{llvm}");
+        ensure!(Path::new(&prefix).exists(), "bpf-linker needs {prefix}: install llvm-{llvm}-dev");
         // Without these the build fails with `unable to find library -lLLVM`.
-        install.env("LLVM_PREFIX", DEBIAN_LLVM).env("LLVM_SYS_221_PREFIX", DEBIAN_LLVM);
-        install.args(["--no-default-features", "--features", "llvm-22"]);
+        install.env("LLVM_PREFIX", &prefix).env(format!("LLVM_SYS_{llvm}1_PREFIX"), &prefix);
+        install.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked"]);
+        install.args(["--no-default-features", "--features", &format!("llvm-{llvm}")]);
     }
     run(&mut install).with_context(|| format!("install bpf-linker\n{BY_HAND}"))
 }
@@ -243,6 +248,22 @@ impl Toolchain {
         install.args(["toolchain", "install", "nightly", "--profile", "minimal"]);
         run(install.args(["--component", "rust-src"])).with_context(|| BY_HAND.to_owned())?;
         Self::find().context("rustup has installed no nightly with rust-src")
+    }
+
+    /// The major version of the compiler's LLVM, which bpf-linker must have too.
+    fn llvm(&self) -> anyhow::Result<String> {
+        let mut rustc = match self {
+            Self::Debian => Command::new(DEBIAN_RUSTC),
+            Self::Rustup(name) => {
+                let mut rustc = Command::new("rustup");
+                rustc.args(["run", name, "rustc"]);
+                rustc
+            }
+        };
+        let text = output(rustc.arg("-vV"))?;
+        let version = text.lines().find_map(|line| line.strip_prefix("LLVM version: "));
+        let major = version.and_then(|version| version.split('.').next());
+        major.map(str::to_owned).context("the compiler does not name its LLVM")
     }
 
     /// A cargo that builds with this toolchain; nothing of the stable toolchain's settings leaks in.
@@ -294,6 +315,7 @@ mod tests {
     #[test]
     fn by_hand_names_the_version_and_packages_that_setup_installs() {
         assert!(BY_HAND.contains(&format!("--version {BPF_LINKER} ")));
+        assert!(BY_HAND.contains(&format!("bpf-linker@{BPF_LINKER}\n")));
         for package in &DEBIAN_TOOLCHAIN {
             assert!(BY_HAND.contains(package.name), "{}", package.name);
         }
