@@ -211,13 +211,17 @@ impl Reader {
             let Ok(entries) = fs::read_dir(&folder) else { continue };
             for entry in entries.flatten() {
                 let path = entry.path();
-                // Through links, as a mounted ConfigMap has them.
-                let Ok(metadata) = fs::metadata(&path) else { continue };
+                let Ok(kind) = entry.file_type() else { continue };
                 let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
                 let status = depth == 0 && entry.file_name() == STATUS_DIR;
-                if metadata.is_dir() && (!hidden || status) && depth < MAX_DEPTH {
+                // Not through links to folders, which may lead in circles.
+                if kind.is_dir() && (!hidden || status) && depth < MAX_DEPTH {
                     folders.push((path, depth + 1));
-                } else if metadata.is_file() && !hidden && self.is_wanted(&path) {
+                    continue;
+                }
+                // Through links to files, as a mounted ConfigMap has them.
+                let Ok(metadata) = fs::metadata(&path) else { continue };
+                if metadata.is_file() && !hidden && self.is_wanted(&path) {
                     let stamp = Stamp {
                         inode: metadata.ino(),
                         size: metadata.size(),

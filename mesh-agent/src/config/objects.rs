@@ -169,9 +169,9 @@ impl Objects {
     /// Forgets the age of objects that are gone. To be called when a batch of changes is complete,
     /// so that an object which moves between files keeps its age.
     pub fn settle(&mut self) {
-        let files = &self.files;
-        let there = |key: &Key| files.values().any(|file| file.objects.contains_key(key));
-        self.first_seen.retain(|key, _| there(key));
+        let there: HashSet<&Key> =
+            self.files.values().flat_map(|file| file.objects.keys()).collect();
+        self.first_seen.retain(|key, _| there.contains(key));
     }
 
     /// Whether some node announced this pod as enrolled.

@@ -2,6 +2,7 @@
 //! object by object; never fails as a whole and never panics.
 
 mod document;
+mod locate;
 mod suggest;
 mod typed;
 mod yaml;
@@ -47,7 +48,11 @@ pub fn parse(text: &str, file: Option<&Arc<str>>, mesh: &MeshSettings) -> Parsed
     for found in documents {
         match found.value {
             Ok(value) => {
+                let (accepted, said) = (parsed.accepted.len(), parsed.diagnostics.len());
                 document::admit(value, place(found.number, found.line), mesh, &mut parsed);
+                let objects = parsed.accepted.iter_mut().skip(accepted);
+                let new = parsed.diagnostics.iter_mut().skip(said);
+                locate(found.text, new.chain(objects.flat_map(|object| &mut object.notes)));
             }
             Err(fault) => {
                 let mut report = Report::new(None, place(found.number, fault.line));
@@ -57,6 +62,18 @@ pub fn parse(text: &str, file: Option<&Arc<str>>, mesh: &MeshSettings) -> Parsed
         }
     }
     parsed
+}
+
+/// Fills in the lines of findings about one document; its own line is there already.
+fn locate<'a>(text: yaml::Text<'_>, findings: impl Iterator<Item = &'a mut Diagnostic>) {
+    let mut lines = None;
+    for found in findings.filter(|found| !found.field.is_empty()) {
+        let Some(place) = &mut found.place else { return };
+        let lines = lines.get_or_insert_with(|| locate::Lines::read(text.yaml));
+        if let Some(lines) = lines {
+            place.line = text.offset + lines.of(&found.field);
+        }
+    }
 }
 
 impl Parsed {

@@ -183,7 +183,7 @@ fn whole(number: &serde_json::Number) -> Option<i64> {
 }
 
 /// `mirror_percent` -> `mirrorPercent`, as protobuf's JSON mapping spells field names.
-fn camel_case(name: &str) -> String {
+pub(super) fn camel_case(name: &str) -> String {
     let mut camel = String::with_capacity(name.len());
     let mut upper = false;
     for letter in name.chars() {
@@ -242,7 +242,7 @@ impl<'de> Deserializer<'de> for Node<'_> {
         match self.value {
             Value::String(text) => visitor.visit_string(text),
             Value::Number(_) | Value::Bool(_) => Err(FieldError::custom(format!(
-                "must be text: put it in quotes, \"{}\"",
+                "must be text, but YAML reads it as {}: put it in quotes",
                 self.value
             ))
             .at(self.path)),

@@ -11,9 +11,20 @@ const MAX_ALIAS_EVENTS: usize = 100_000;
 /// Depth of nesting; more is refused.
 const MAX_DEPTH: usize = 64;
 
+/// A document's text.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Text<'a> {
+    /// Lines of the file before it.
+    pub(super) offset: usize,
+    /// Itself; JSON is YAML too.
+    pub(super) yaml: &'a str,
+}
+
 /// One document of a file.
 #[derive(Debug, PartialEq)]
-pub(super) struct Document {
+pub(super) struct Document<'a> {
+    /// The text.
+    pub(super) text: Text<'a>,
     /// From 1.
     pub(super) number: usize,
     /// Line of its first content, from 1.
@@ -32,22 +43,24 @@ pub(super) struct Fault {
 }
 
 /// Reads every document of a YAML stream.
-pub(super) fn documents(text: &str) -> Vec<Document> {
+pub(super) fn documents(text: &str) -> Vec<Document<'_>> {
     split(text)
         .into_iter()
         .enumerate()
-        .map(|(index, (offset, text))| {
-            let blank = text.lines().take_while(|line| line.trim().is_empty()).count();
-            Document { number: index + 1, line: offset + blank + 1, value: read(text, offset) }
+        .map(|(index, (offset, yaml))| {
+            let blank = yaml.lines().take_while(|line| line.trim().is_empty()).count();
+            let text = Text { offset, yaml };
+            let line = offset + blank + 1;
+            Document { text, number: index + 1, line, value: read(yaml, offset) }
         })
         .collect()
 }
 
 /// Reads a JSON text as one document.
-pub(super) fn json(text: &str) -> Document {
+pub(super) fn json(text: &str) -> Document<'_> {
     let value = serde_json::from_str(text)
         .map_err(|error| Fault { line: error.line(), message: format!("not valid JSON: {error}") });
-    Document { number: 1, line: 1, value }
+    Document { text: Text { offset: 0, yaml: text }, number: 1, line: 1, value }
 }
 
 /// Splits at `---` and `...` lines: at the start of a line they always end a document, even inside
@@ -99,7 +112,8 @@ fn reason(error: &serde_saphyr::Error) -> String {
     text.split_once(" at line ").map_or(text, |(reason, _)| reason).to_owned()
 }
 
-fn options() -> serde_saphyr::Options {
+/// Limits, and how words are taken.
+pub(super) fn options() -> serde_saphyr::Options {
     let mut options = serde_saphyr::Options::default();
     options.with_snippet = false;
     options.emit_comments = false;

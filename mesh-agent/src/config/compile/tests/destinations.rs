@@ -184,7 +184,7 @@ spec:
             error DestinationRule default/c spec.subsets[0].name: `a b` is not a name of letters, digits and `-`
             error DestinationRule default/c spec.trafficPolicy.connectionPool.tcp.connectTimeout: shorter than 1ms
             error DestinationRule default/c spec.trafficPolicy.portLevelSettings[0].port.number: missing, or not a port
-            error DestinationRule default/d spec.subsets[0].labels.version: must be text: put it in quotes, "1"
+            error DestinationRule default/d spec.subsets[0].labels.version: must be text, but YAML reads it as 1: put it in quotes
             warning DestinationRule default/b spec.trafficPolicy.loadBalancer.consistentHash: not supported yet, ignored
             warning DestinationRule default/c spec.subsets[2].name: `v1` is there twice: the first counts
             warning DestinationRule default/e spec.host: no service `cart.default.svc.cluster.local`

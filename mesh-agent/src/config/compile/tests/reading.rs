@@ -29,6 +29,17 @@ just words
 ---
 kind: [not, text]
 ---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: { name: x }
+spec:
+  hosts: [a]
+  http:
+  - retries: {}
+    route:
+    - destination: { host: b }
+      wieght: 1
+---
 # nothing but a comment
 ---
 apiVersion: v1
@@ -46,6 +57,8 @@ metadata: { name: also-good, uid: also-good }
         error: not valid YAML: the key `name` is there twice (file pods.yaml, document 3, line 13)
         error: not an object: a mapping with `apiVersion` and `kind` was expected (file pods.yaml, document 4, line 15)
         error kind: missing: every object must say what it is (file pods.yaml, document 5, line 17)
+        warning VirtualService default/x spec.http[0].retries: not supported yet, ignored (file pods.yaml, document 6, line 25)
+        error VirtualService default/x spec.http[0].route[0].wieght: unknown field; did you mean `weight`? (file pods.yaml, document 6, line 28)
     "#]].assert_eq(&text);
 }
 
@@ -85,7 +98,26 @@ status: { podIPs: [{ ip: 10.0.0.300 }] }
 apiVersion: v1
 kind: Pod
 metadata: { name: f, creationTimestamp: yesterday }
----
+",
+        nothing,
+        expect![[r#"
+            error Pod default/ metadata.name: must be text, but YAML reads it as 1: put it in quotes
+            error Pod default/b apiVersion: missing; write `apiVersion: v1`
+            error Pod default/c metadata.labels.version: must be text, but YAML reads it as 1: put it in quotes
+            error Pod default/d metadata.labels: must be a mapping, not a list
+            error Pod default/e status.podIPs[0].ip: invalid IP address syntax
+            error Pod default/f metadata.creationTimestamp: `yesterday` is not a time such as `2026-01-31T12:00:00Z`
+            error Pod x/ metadata.name: missing: every object needs a name
+            error VirtualService default/a apiVersion: `networking.istio.io/v1alpha1` is not a version of VirtualService that the mesh reads; write `apiVersion: networking.istio.io/v1`
+            warning VirtualService default/a spec.hosts: none: delegates are not supported yet, no effect
+        "#]],
+    );
+}
+
+#[test]
+fn kinds_that_are_not_read_are_said_unless_they_are_usual() {
+    check(
+        "
 kind: VirtualSerivce
 metadata: { name: g, namespace: x }
 ---
@@ -100,7 +132,21 @@ metadata: { name: j }
 ---
 kind: Mystery
 metadata: { name: k }
----
+",
+        nothing,
+        expect![[r#"
+            error AuthorizationPolicy h: not supported yet: nothing of it is enforced
+            error VirtualSerivce x/g kind: `VirtualSerivce` is not known; did you mean `VirtualService`?
+            warning Gateway i: not supported yet, ignored
+            warning Mystery k kind: `Mystery` is not read by the mesh, ignored
+        "#]],
+    );
+}
+
+#[test]
+fn what_a_service_lacks_is_named() {
+    check(
+        "
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: { name: l }
@@ -108,25 +154,20 @@ metadata: { name: l }
 apiVersion: v1
 kind: Service
 metadata: { name: m }
-spec: { clusterIP: 10.1, ports: [{ port: 80 }, { port: 80 }, { name: x }, { port: 70000 }] }
+spec: { clusterIP: '10.1', ports: [{ port: 80 }, { port: 80 }, { name: x }, { port: 53, protocol: UDP }] }
+---
+apiVersion: v1
+kind: Service
+metadata: { name: n }
+spec: { ports: [{ port: 70000 }] }
 ",
         nothing,
         expect![[r#"
-            error AuthorizationPolicy h: not supported yet: nothing of it is enforced
             error EndpointSlice default/l metadata.labels[kubernetes.io/service-name]: missing: it ties the slice to its service
-            error Pod default/ metadata.name: must be text: put it in quotes, "1"
-            error Pod default/b apiVersion: missing; write `apiVersion: v1`
-            error Pod default/c metadata.labels.version: must be text: put it in quotes, "1"
-            error Pod default/d metadata.labels: must be a mapping, not a list
-            error Pod default/e status.podIPs[0].ip: invalid IP address syntax
-            error Pod default/f metadata.creationTimestamp: `yesterday` is not a time such as `2026-01-31T12:00:00Z`
-            error Pod x/ metadata.name: missing: every object needs a name
-            error Service default/m spec.clusterIP: must be text: put it in quotes, "10.1"
-            error VirtualSerivce x/g kind: `VirtualSerivce` is not known; did you mean `VirtualService`?
-            error VirtualService default/a apiVersion: `networking.istio.io/v1alpha1` is not a version of VirtualService that the mesh reads; write `apiVersion: networking.istio.io/v1`
-            warning Gateway i: not supported yet, ignored
-            warning Mystery k kind: `Mystery` is not read by the mesh, ignored
-            warning VirtualService default/a spec.hosts: none: delegates are not supported yet, no effect
+            error Service default/m spec.clusterIPs: `10.1` is not an address
+            error Service default/m spec.ports[1].port: 80 is there twice
+            error Service default/m spec.ports[2].port: missing, or not a port
+            error Service default/n spec.ports[0].port: must be a whole number from 0 to 65535, not the number 70000
         "#]],
     );
 }

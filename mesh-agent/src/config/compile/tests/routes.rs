@@ -294,6 +294,7 @@ fn mistakes_are_named_by_field() {
             error VirtualService shop/cart spec.http[5].directResponse.body.bytes: not base64
             error VirtualService shop/cart spec.http[6]: must have one of `route`, `redirect` and `directResponse`
             error VirtualService shop/cart spec.http[6].headers.request.set[a b]: `a b` is not a header name
+            error VirtualService shop/cart spec.http[6].headers.request.set[d]: not a header value: it holds a control character
             error VirtualService shop/cart spec.http[7].match[0].uri.regex: `a)(b` is not a regular expression: unopened group
             error VirtualService shop/cart spec.http[7].rewrite.uriRegexRewrite.rewrite: `\1`: the expression has no such group
         "#]],
