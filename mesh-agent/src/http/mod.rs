@@ -30,6 +30,9 @@ mod router;
 mod serve;
 mod upgrade;
 
+#[cfg(test)]
+mod tests;
+
 pub use connect::{ByteStream, Connect, ConnectError, Prefixed};
 pub use detect::{Detected, PREFIX_LIMIT, detect};
 pub use engine::{ConnectionFacts, Engine};

@@ -89,10 +89,8 @@ async fn serve_http1<C: Connect, S: ByteStream + 'static>(
         let (engine, connection) = (engine.clone(), Rc::clone(&connection));
         async move { Ok::<_, Infallible>(outbound::respond(&engine, &connection, request).await) }
     });
-    let mut http = http1::Builder::new()
-        .half_close(true)
-        .pipeline_flush(true)
-        .serve_connection(TokioIo::new(io), service);
+    let mut http =
+        http1::Builder::new().half_close(true).serve_connection(TokioIo::new(io), service);
     let ended = tokio::select! {
         ended = &mut http => ended,
         () = shutdown.cancelled() => {
