@@ -1,42 +1,114 @@
-//! SPIFFE certificates: issued, renewed at half life, and turned into rustls configurations once
-//! per certificate.
+//! Who is who: SPIFFE certificates of the service accounts on this node, their renewal, and the
+//! rustls configurations that let two nodes prove them to each other.
 //!
-//! Knows nothing of pods or connections. Invariant: whoever gets [`Credentials`] gets valid ones;
-//! a failed renewal keeps those in force. Keys live in memory only.
+//! What it is not: it opens no socket, decides no policy beyond "this is that identity in an
+//! accepted trust domain", and writes no key to disk (except a new root, when asked to).
+//!
+//! Invariant: a private key never leaves this module; others see a rustls configuration.
+//!
+//! Sources: SPIFFE-ID and X509-SVID standards; Istio's path layout `ns/<namespace>/sa/<account>`.
 
 mod ca;
+mod clock;
 mod credentials;
+mod issuer;
 mod provider;
 mod rotation;
 mod store;
-#[cfg(test)]
-mod tests;
 mod verify;
 
-pub use ca::{Issued, LocalCa};
-pub use credentials::Credentials;
-pub use store::{Identities, Issuer};
-pub use verify::{peer_identity, server_name};
+#[cfg(test)]
+mod tests;
 
-/// What can go wrong with identities.
+pub use ca::LocalCa;
+pub use clock::Clock;
+pub use credentials::Credentials;
+pub use issuer::{Issued, Issuer};
+pub use provider::provider;
+pub use rotation::Renewal;
+pub use store::{Identities, Settings};
+pub use verify::{Trust, established_peer, peer_identity, server_name};
+
+use crate::model::SpiffeId;
+
+/// Why this node has no certificate for an identity, or no usable authority.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// A certificate or key could not be made or read.
-    #[error("certificate: {0}")]
-    Certificate(#[from] rcgen::Error),
-    /// PEM text that holds no certificate.
-    #[error("no certificate found in the PEM text")]
+    /// The root's files are unusable: the operator must give a matching pair.
+    #[error("root certificate: {0}")]
+    Root(String),
+    /// The root is at the end of its life: the operator must replace it.
+    #[error("{identity}: the root certificate expires at {root_expires}: too soon to issue")]
+    RootExpires {
+        /// For whom a certificate was wanted.
+        identity: SpiffeId,
+        /// The end of the root, in UTC.
+        root_expires: String,
+    },
+    /// The configuration names a trust domain that this mesh does not serve.
+    #[error("{identity}: trust domain is not one of {accepted}")]
+    ForeignTrustDomain {
+        /// For whom a certificate was wanted.
+        identity: SpiffeId,
+        /// The trust domains that are served, by comma.
+        accepted: String,
+    },
+    /// More service accounts on one node than [`store`] keeps.
+    #[error("{identity}: {limit} identities are in use on this node already")]
+    TooMany {
+        /// For whom a certificate was wanted.
+        identity: SpiffeId,
+        /// The limit.
+        limit: usize,
+    },
+    /// Signing failed.
+    #[error("{identity}: the certificate could not be made: {reason}")]
+    Issue {
+        /// For whom a certificate was wanted.
+        identity: SpiffeId,
+        /// What the library said.
+        reason: String,
+    },
+    /// The authority answered with something that is not a certificate for this identity.
+    #[error("{identity}: the issued certificate is unusable")]
+    Unusable {
+        /// For whom a certificate was wanted.
+        identity: SpiffeId,
+        /// What is wrong with it.
+        source: PeerError,
+    },
+    /// rustls refused the certificate or key.
+    #[error("{identity}: the TLS configuration could not be made")]
+    Tls {
+        /// For whom a certificate was wanted.
+        identity: SpiffeId,
+        /// rustls' reason.
+        source: rustls::Error,
+    },
+}
+
+/// Why a peer's certificate does not tell who the peer is.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum PeerError {
+    /// The handshake is not complete, or the peer sent none.
+    #[error("no certificate")]
     NoCertificate,
-    /// rustls does not accept the material.
-    #[error("TLS: {0}")]
-    Tls(#[from] rustls::Error),
-    /// The peer's certificate names no identity of a mesh.
-    #[error("the peer's certificate holds no single SPIFFE ID: {0}")]
-    NoIdentity(String),
-    /// A valid identity, but not the one that may be there.
-    #[error("the peer is {0}, which is not who may be there")]
-    Unexpected(crate::model::SpiffeId),
-    /// The verifier of client certificates could not be built.
-    #[error("client verifier: {0}")]
-    Verifier(#[from] rustls::server::VerifierBuilderError),
+    /// Not X.509.
+    #[error("the certificate is malformed")]
+    Malformed,
+    /// X509-SVID section 2 asks for exactly one URI name.
+    #[error("the certificate has {0} URI names, an identity has exactly one")]
+    UriNames(usize),
+    /// The one URI name is not an identity of this kind of mesh.
+    #[error(transparent)]
+    Spiffe(#[from] crate::model::SpiffeError),
+    /// A resumed session can outlive the certificate that it was opened with.
+    #[error("the certificate of {0} has expired")]
+    Expired(SpiffeId),
+    /// Signed by an accepted root, but for a trust domain that is not accepted.
+    #[error("{0} is of a trust domain that is not accepted")]
+    TrustDomain(SpiffeId),
+    /// Valid, but someone else.
+    #[error("the peer is {0}, which is not the identity that was asked for")]
+    OtherIdentity(SpiffeId),
 }

@@ -1,45 +1,112 @@
-//! When a certificate is renewed. Pure: `now` and the random draw come in.
+//! When a certificate is renewed. Pure: time and chance are parameters.
+//!
+//! Invariant: a renewal is due before the certificate expires, and a failed one is tried again,
+//! less and less often, without ever touching the certificate in use.
 
 use std::time::{Duration, SystemTime};
 
-/// Share of the life, around its half, over which renewals of many certificates are spread.
-const JITTER: f64 = 0.1;
+/// A renewal is due at half of the lifetime, give or take this share of the lifetime, so that a
+/// node's certificates (and a cluster's, started at once) do not come up together.
+const JITTER_PERCENT: u32 = 5;
+/// An authority that hands out certificates of no life at all is not asked more often than this.
+const SOONEST: Duration = Duration::from_secs(1);
+/// Wait after the first failed renewal; doubles with each further one.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// Longest wait between two attempts: an authority that is back is noticed within this time.
+const LAST_RETRY: Duration = Duration::from_secs(300);
 
-/// First wait after a failed renewal; doubles up to [`RETRY_MAX`].
-const RETRY_MIN: Duration = Duration::from_secs(1);
-/// Longest wait after a failed renewal.
-const RETRY_MAX: Duration = Duration::from_secs(60);
-
-/// When a certificate with this validity is renewed: half life, plus or minus a tenth of the life
-/// by `draw` in 0..1.
-pub(super) fn renew_at(not_before: SystemTime, not_after: SystemTime, draw: f64) -> SystemTime {
-    let life = not_after.duration_since(not_before).unwrap_or_default();
-    let share = 0.5 + (draw - 0.5) * 2.0 * JITTER;
-    not_before + life.mul_f64(share.clamp(0.1, 0.9))
+/// The renewal of one certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Renewal {
+    due: SystemTime,
+    failures: u32,
 }
 
-/// How long to wait after the `failures`-th failed renewal in a row (from 1).
-pub(super) fn retry_after(failures: u32) -> Duration {
-    let factor = 1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
-    RETRY_MIN.saturating_mul(factor).min(RETRY_MAX)
+impl Renewal {
+    /// For a certificate that was obtained at `issued`. `draw` is uniform over `u32`.
+    ///
+    /// `issued` and not the certificate's start: that lies in the past to allow for skewed clocks,
+    /// which would eat up half of a short life.
+    pub fn new(issued: SystemTime, not_after: SystemTime, draw: u32) -> Self {
+        let lifetime = not_after.duration_since(issued).unwrap_or(Duration::ZERO);
+        let earliest = lifetime * (50 - JITTER_PERCENT) / 100;
+        let spread = lifetime * (2 * JITTER_PERCENT) / 100;
+        let wait = (earliest + scale(spread, draw)).max(SOONEST);
+        Self { due: issued + wait, failures: 0 }
+    }
+
+    /// When to try next.
+    pub fn due(&self) -> SystemTime {
+        self.due
+    }
+
+    /// Attempts that failed since the certificate was issued.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// Notes a failed attempt: the next one comes after 1 s, 2 s, 4 s, … 5 min, the last half of
+    /// each wait drawn by chance.
+    pub fn failed(&mut self, now: SystemTime, draw: u32) {
+        let wait = FIRST_RETRY
+            .checked_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX))
+            .unwrap_or(LAST_RETRY)
+            .min(LAST_RETRY);
+        self.failures = self.failures.saturating_add(1);
+        self.due = now + wait / 2 + scale(wait / 2, draw);
+    }
+}
+
+/// The share `draw / 2^32` of a duration.
+fn scale(whole: Duration, draw: u32) -> Duration {
+    whole.mul_f64(f64::from(draw) / (f64::from(u32::MAX) + 1.0))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
 
     #[test]
-    fn renewal_is_around_half_life() {
-        let start = SystemTime::UNIX_EPOCH;
-        let end = start + Duration::from_secs(1000);
-        let at = |draw| renew_at(start, end, draw).duration_since(start).unwrap().as_secs();
-        assert_eq!((at(0.0), at(0.5), at(1.0)), (400, 500, 600));
+    fn due_around_half_life() {
+        let issued = SystemTime::UNIX_EPOCH + DAY;
+        let due = |draw| Renewal::new(issued, issued + DAY, draw).due().duration_since(issued);
+        assert_eq!(due(0).unwrap(), DAY * 45 / 100);
+        assert_eq!(due(1 << 31).unwrap(), DAY / 2);
+        assert!(due(u32::MAX).unwrap() > DAY * 54 / 100);
+        assert!(due(u32::MAX).unwrap() < DAY * 55 / 100);
     }
 
     #[test]
-    fn failures_back_off_to_a_minute() {
-        assert_eq!(retry_after(1), Duration::from_secs(1));
-        assert_eq!(retry_after(3), Duration::from_secs(4));
-        assert_eq!(retry_after(40), Duration::from_secs(60));
+    fn a_certificate_without_life_is_not_asked_for_in_a_loop() {
+        let now = SystemTime::UNIX_EPOCH + DAY;
+        assert_eq!(Renewal::new(now, now - DAY, u32::MAX).due(), now + SOONEST);
+    }
+
+    #[test]
+    fn failures_back_off_to_five_minutes() {
+        let now = SystemTime::UNIX_EPOCH + DAY;
+        let mut renewal = Renewal::new(now, now + DAY, 0);
+        let waits: Vec<u64> = (0..40)
+            .map(|_| {
+                renewal.failed(now, 0);
+                renewal.due().duration_since(now).unwrap().as_millis() as u64
+            })
+            .collect();
+        assert_eq!(waits[..4], [500, 1000, 2000, 4000]);
+        assert!(waits[9..].iter().all(|wait| *wait == 150_000), "{waits:?}");
+        assert_eq!(renewal.failures(), 40);
+    }
+
+    proptest! {
+        #[test]
+        fn always_between_issue_and_expiry(life in 2_u64..10_000_000, draw: u32) {
+            let issued = SystemTime::UNIX_EPOCH + DAY;
+            let not_after = issued + Duration::from_secs(life);
+            let due = Renewal::new(issued, not_after, draw).due();
+            prop_assert!(issued < due && due < not_after);
+        }
     }
 }

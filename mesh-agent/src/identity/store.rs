@@ -1,136 +1,150 @@
-//! The certificates of this node's service accounts.
+//! The identities in use on this node: one certificate for each service account with local pods,
+//! shared by its pods, renewed in the background.
+//!
+//! What it is not: it does not know pods; whoever enrolls one calls `ensure`, and `release` when it
+//! is gone. Invariant: of two callers who ask for one identity at once, one waits for the other's
+//! certificate; and a failed renewal never takes a certificate away.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use rustc_hash::FxHashMap;
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 
-use super::ca::{Issued, LocalCa};
-use super::credentials::Credentials;
-use super::rotation;
-use super::IdentityError;
+use super::provider::draw;
+use super::{Clock, Credentials, IdentityError, Issuer, Renewal, Trust};
 use crate::model::SpiffeId;
 
-/// Longest sleep of the rotation task, so that a clock that jumps is noticed.
-const MAX_SLEEP: Duration = Duration::from_secs(60);
+/// Service accounts on one node; more are refused. A kubelet runs 110 pods by default.
+const MAX_IDENTITIES: usize = 4096;
+/// Requests to the authority at a time during renewal.
+const RENEWALS_AT_ONCE: usize = 8;
+/// Longest sleep of the renewal task, so that a corrected system clock is noticed.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
-/// Where certificates come from.
-pub enum Issuer {
-    /// A root key on this machine.
-    Local(LocalCa),
+/// How certificates are asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Life of a certificate; a renewal comes at half of it.
+    pub ttl: Duration,
+    /// The clock.
+    pub clock: Clock,
 }
 
-impl From<LocalCa> for Issuer {
-    fn from(ca: LocalCa) -> Self {
-        Self::Local(ca)
+impl Default for Settings {
+    /// One day, as Istio does, by the machine's clock.
+    fn default() -> Self {
+        Self { ttl: Duration::from_secs(86_400), clock: Clock::System }
     }
 }
 
-impl Issuer {
-    fn issue(
-        &self,
-        identity: &SpiffeId,
-        life: Duration,
-        now: SystemTime,
-    ) -> Result<Issued, IdentityError> {
-        match self {
-            Self::Local(ca) => ca.issue(identity, life, now),
-        }
-    }
+/// All identities of the node. Shared by `Arc`; cheap to read from any thread.
+pub struct Identities {
+    issuer: Issuer,
+    trust: Trust,
+    settings: Settings,
+    entries: RwLock<FxHashMap<SpiffeId, Entry>>,
+    /// Wakes the renewal task when a certificate came in that may be due first.
+    changed: Notify,
+}
+
+struct Entry {
+    references: usize,
+    held: Option<Held>,
+    /// Held by whoever talks to the authority about this identity.
+    turn: Arc<Mutex<()>>,
 }
 
 struct Held {
     credentials: Arc<Credentials>,
-    /// Local pods that use it.
-    users: usize,
-    renew_at: SystemTime,
-    failures: u32,
+    renewal: Renewal,
 }
 
-/// Certificates by identity, with the number of pods that need each.
-pub struct Identities {
-    issuer: Issuer,
-    trust_domain: Arc<str>,
-    life: Duration,
-    held: RwLock<FxHashMap<SpiffeId, Held>>,
-    /// Issuing is slow compared with a look-up: one at a time, so that one identity is issued once.
-    issuing: Mutex<()>,
-    changed: Notify,
+/// A reference that is given back unless `keep` is called: `ensure` may fail or be cancelled.
+struct Claim<'a> {
+    identities: &'a Identities,
+    identity: &'a SpiffeId,
+    kept: bool,
 }
+
+// === Identities ===
 
 impl Identities {
-    /// Certificates from `issuer`, each valid for `life`.
-    pub fn new(issuer: Issuer, trust_domain: Arc<str>, life: Duration) -> Self {
-        Self {
-            issuer,
-            trust_domain,
-            life,
-            held: RwLock::default(),
-            issuing: Mutex::new(()),
-            changed: Notify::new(),
-        }
+    /// No identity yet.
+    pub fn new(issuer: Issuer, trust: Trust, settings: Settings) -> Self {
+        let entries = RwLock::default();
+        Self { issuer, trust, settings, entries, changed: Notify::new() }
     }
 
-    /// Credentials for `identity`, issued if there are none; counts one more user.
+    /// Whom this node believes.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    /// Takes a reference to an identity and returns its certificate, issuing it if there is none
+    /// that is valid. Without success no reference is held.
     ///
     /// # Errors
-    /// When they cannot be issued.
-    pub fn ensure(&self, identity: &SpiffeId) -> Result<Arc<Credentials>, IdentityError> {
-        let _one = self.issuing.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(held) =
-            self.held.write().unwrap_or_else(PoisonError::into_inner).get_mut(identity)
-        {
-            held.users += 1;
-            return Ok(held.credentials.clone());
+    /// When the authority refuses or is away.
+    pub async fn ensure(&self, identity: &SpiffeId) -> Result<Arc<Credentials>, IdentityError> {
+        if !self.trust.accepts(identity) {
+            return Err(IdentityError::ForeignTrustDomain {
+                identity: identity.clone(),
+                accepted: self.trust.domains().join(", "),
+            });
         }
-        let (credentials, renew_at) = self.issue(identity)?;
-        let held = Held { credentials: credentials.clone(), users: 1, renew_at, failures: 0 };
-        self.held
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(identity.clone(), held);
-        self.changed.notify_one();
+        let (claim, turn) = self.claim(identity)?;
+        let _turn = turn.lock().await;
+        let valid =
+            self.current(identity).filter(|held| held.not_after() > self.settings.clock.now());
+        let credentials = match valid {
+            Some(credentials) => credentials,
+            None => self.obtain(identity).await?,
+        };
+        claim.keep();
         Ok(credentials)
     }
 
-    /// The credentials in force, if any pod uses them.
+    /// The certificate in use; `None` if nobody ensured the identity.
     pub fn current(&self, identity: &SpiffeId) -> Option<Arc<Credentials>> {
-        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
-        held.get(identity).map(|held| held.credentials.clone())
+        let entries = self.read();
+        Some(Arc::clone(&entries.get(identity)?.held.as_ref()?.credentials))
     }
 
-    /// One user fewer; the last one takes the key along.
+    /// Gives one reference back; with the last one the certificate and its key are dropped.
     pub fn release(&self, identity: &SpiffeId) {
-        let mut all = self.held.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(held) = all.get_mut(identity) {
-            held.users -= 1;
-            if held.users == 0 {
-                all.remove(identity);
-            }
+        let mut entries = self.write();
+        let Some(entry) = entries.get_mut(identity) else { return };
+        entry.references -= 1;
+        if entry.references == 0 {
+            entries.remove(identity);
+            tracing::debug!(%identity, "identity released");
         }
     }
 
-    /// All credentials in force, by identity.
-    pub fn all(&self) -> Vec<Arc<Credentials>> {
-        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
-        let mut all: Vec<_> = held.values().map(|held| held.credentials.clone()).collect();
-        all.sort_by(|a, b| a.identity().cmp(b.identity()));
-        all
+    /// All certificates with their renewals, in the order of their identities.
+    pub fn list(&self) -> Vec<(Arc<Credentials>, Renewal)> {
+        let entries = self.read();
+        let held = entries.values().filter_map(|entry| entry.held.as_ref());
+        let mut list: Vec<_> =
+            held.map(|held| (Arc::clone(&held.credentials), held.renewal)).collect();
+        drop(entries);
+        list.sort_by(|(a, _), (b, _)| a.identity().cmp(b.identity()));
+        list
     }
 
-    /// Renews what is due, until dropped. A failure keeps the certificate in force and is retried.
+    /// Renews certificates as they come due. Never returns; dropped to stop it.
     pub async fn run_rotation(&self) {
         loop {
-            let now = SystemTime::now();
-            self.renew_due(now);
-            let next = {
-                let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
-                held.values().map(|held| held.renew_at).min()
-            };
-            let sleep = next
-                .map_or(MAX_SLEEP, |at| at.duration_since(now).unwrap_or_default())
-                .clamp(Duration::from_millis(100), MAX_SLEEP);
+            let now = self.settings.clock.now();
+            let due: Vec<SpiffeId> = self.due(|renewal| renewal.due() <= now);
+            futures_util::stream::iter(due)
+                .for_each_concurrent(RENEWALS_AT_ONCE, |identity| async move {
+                    self.renew(&identity).await;
+                })
+                .await;
+            let sleep = self.until_next().min(LONGEST_SLEEP);
             tokio::select! {
                 () = tokio::time::sleep(sleep) => {}
                 () = self.changed.notified() => {}
@@ -138,49 +152,102 @@ impl Identities {
         }
     }
 
-    fn renew_due(&self, now: SystemTime) {
-        let due: Vec<SpiffeId> = {
-            let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
-            held.iter().filter(|(_, held)| held.renew_at <= now).map(|(id, _)| id.clone()).collect()
+    async fn renew(&self, identity: &SpiffeId) {
+        let Some(turn) = self.read().get(identity).map(|entry| Arc::clone(&entry.turn)) else {
+            return;
         };
-        for identity in due {
-            let _one = self.issuing.lock().unwrap_or_else(PoisonError::into_inner);
-            let issued = self.issue(&identity);
-            let mut all = self.held.write().unwrap_or_else(PoisonError::into_inner);
-            let Some(held) = all.get_mut(&identity) else { continue };
-            match issued {
-                Ok((credentials, renew_at)) => {
-                    held.credentials = credentials;
-                    held.renew_at = renew_at;
-                    held.failures = 0;
-                    tracing::info!(%identity, "certificate renewed");
-                }
-                Err(error) => {
-                    held.failures += 1;
-                    held.renew_at = now + rotation::retry_after(held.failures);
-                    tracing::error!(%identity, %error, "certificate renewal failed");
-                }
-            }
+        let _turn = turn.lock().await;
+        let now = self.settings.clock.now();
+        let Err(error) = self.obtain(identity).await else { return };
+        let mut entries = self.write();
+        let Some(held) = entries.get_mut(identity).and_then(|entry| entry.held.as_mut()) else {
+            return;
+        };
+        held.renewal.failed(now, draw());
+        let failures = held.renewal.failures();
+        if held.credentials.not_after() <= now {
+            tracing::error!(%identity, %error, failures, "certificate expired, renewal failed");
+        } else {
+            tracing::warn!(%identity, %error, failures, "renewal failed, certificate kept");
         }
     }
 
-    fn issue(
-        &self,
-        identity: &SpiffeId,
-    ) -> Result<(Arc<Credentials>, SystemTime), IdentityError> {
-        let now = SystemTime::now();
-        let issued = self.issuer.issue(identity, self.life, now)?;
-        let renew_at = rotation::renew_at(now, issued.not_after, draw());
-        let credentials = Credentials::new(identity.clone(), self.trust_domain.clone(), issued)?;
-        Ok((Arc::new(credentials), renew_at))
+    /// Issues and installs; the caller has the identity's turn.
+    async fn obtain(&self, identity: &SpiffeId) -> Result<Arc<Credentials>, IdentityError> {
+        let now = self.settings.clock.now();
+        let issued = self.issuer.issue(identity, self.settings.ttl, now).await?;
+        let credentials = Arc::new(Credentials::new(identity, issued, &self.trust)?);
+        let renewal = Renewal::new(now, credentials.not_after(), draw());
+        // Released meanwhile: nobody wants it.
+        if let Some(entry) = self.write().get_mut(identity) {
+            tracing::info!(%identity, serial = credentials.serial(), "certificate issued");
+            entry.held = Some(Held { credentials: Arc::clone(&credentials), renewal });
+            self.changed.notify_one();
+        }
+        Ok(credentials)
+    }
+
+    fn claim<'a>(
+        &'a self,
+        identity: &'a SpiffeId,
+    ) -> Result<(Claim<'a>, Arc<Mutex<()>>), IdentityError> {
+        let mut entries = self.write();
+        if !entries.contains_key(identity) && entries.len() >= MAX_IDENTITIES {
+            let identity = identity.clone();
+            return Err(IdentityError::TooMany { identity, limit: MAX_IDENTITIES });
+        }
+        let entry = entries.entry(identity.clone()).or_insert_with(|| Entry {
+            references: 0,
+            held: None,
+            turn: Arc::default(),
+        });
+        entry.references += 1;
+        let turn = Arc::clone(&entry.turn);
+        Ok((Claim { identities: self, identity, kept: false }, turn))
+    }
+
+    fn due(&self, wanted: impl Fn(&Renewal) -> bool) -> Vec<SpiffeId> {
+        let entries = self.read();
+        let held =
+            entries.iter().filter_map(|(identity, entry)| Some((identity, entry.held.as_ref()?)));
+        held.filter(|(_, held)| wanted(&held.renewal))
+            .map(|(identity, _)| identity.clone())
+            .collect()
+    }
+
+    fn until_next(&self) -> Duration {
+        let now = self.settings.clock.now();
+        let entries = self.read();
+        let renewals =
+            entries.values().filter_map(|entry| Some(entry.held.as_ref()?.renewal.due()));
+        renewals
+            .min()
+            .map_or(LONGEST_SLEEP, |due| due.duration_since(now).unwrap_or(Duration::ZERO))
+    }
+
+    // A panic elsewhere while the lock was held cannot leave a half-made entry: every change is
+    // one assignment. So poisoning is passed over.
+    fn read(&self) -> RwLockReadGuard<'_, FxHashMap<SpiffeId, Entry>> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, FxHashMap<SpiffeId, Entry>> {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A random number in 0..1; its quality does not matter here.
-fn draw() -> f64 {
-    let mut bytes = [0; 4];
-    if aws_lc_rs::rand::fill(&mut bytes).is_err() {
-        return 0.5;
+// === Claim ===
+
+impl Claim<'_> {
+    fn keep(mut self) {
+        self.kept = true;
     }
-    f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX)
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.identities.release(self.identity);
+        }
+    }
 }
