@@ -80,7 +80,7 @@ impl Enroller {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let snapshot = snapshots.borrow_and_update().clone();
-            self.reconcile(&snapshot);
+            self.reconcile(&snapshot).await;
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = snapshots.changed() => if changed.is_err() { return },
@@ -89,7 +89,7 @@ impl Enroller {
         }
     }
 
-    fn reconcile(&mut self, snapshot: &Snapshot) {
+    async fn reconcile(&mut self, snapshot: &Snapshot) {
         let running: FxHashMap<String, u32> = match capture::local_pods(&self.cgroup) {
             Ok(pods) => pods.into_iter().map(|pod| (pod.uid, pod.pid)).collect(),
             Err(error) => {
@@ -101,7 +101,7 @@ impl Enroller {
         self.update_leaving(snapshot, Instant::now());
         for workload in snapshot.workloads_by_uid.values() {
             if *workload.node == *self.node && wanted(workload) {
-                self.enroll(workload, &running);
+                self.enroll(workload, &running).await;
             }
         }
         self.announce();
@@ -131,13 +131,13 @@ impl Enroller {
         }
     }
 
-    fn enroll(&mut self, workload: &Arc<Workload>, running: &FxHashMap<String, u32>) {
+    async fn enroll(&mut self, workload: &Arc<Workload>, running: &FxHashMap<String, u32>) {
         let current = self.enrolled.get(&workload.uid);
         if current.is_some_and(|enrolled| enrolled.rules == workload.capture) {
             return;
         }
         let Some(pid) = running.get(&*workload.uid) else { return };
-        match self.try_enroll(workload, *pid) {
+        match self.try_enroll(workload, *pid).await {
             Ok(()) => {
                 self.reported.remove(&workload.uid);
                 tracing::info!(pod = %workload.name, identity = %workload.identity, "pod enrolled");
@@ -152,7 +152,7 @@ impl Enroller {
         }
     }
 
-    fn try_enroll(&mut self, workload: &Arc<Workload>, pid: u32) -> anyhow::Result<()> {
+    async fn try_enroll(&mut self, workload: &Arc<Workload>, pid: u32) -> anyhow::Result<()> {
         let net = PodNet::of_pid(pid)?;
         let settings = PodSettings {
             ips: workload.ips.clone(),
@@ -162,7 +162,7 @@ impl Enroller {
         };
         // Enrolled already: only its exclusions changed. New listeners take over from the old ones.
         if !self.enrolled.contains_key(&workload.uid) {
-            self.shared.identities.ensure(&workload.identity)?;
+            self.shared.identities.ensure(&workload.identity).await?;
         }
         let pod = Arc::new(LocalPod {
             uid: workload.uid.clone(),

@@ -18,7 +18,7 @@ use super::workers::Workers;
 use crate::balance::Live;
 use crate::capture::{self, Capture, CaptureOptions, MapSizes};
 use crate::config::{Diagnostic, Publish, Settings, Source};
-use crate::identity::{Identities, LocalCa};
+use crate::identity::{self, Identities, Issuer, LocalCa, Trust};
 use crate::model::{MeshSettings, Snapshot};
 use crate::proxy::Shared;
 use crate::telemetry::Metrics;
@@ -125,8 +125,10 @@ fn identities(options: &NodeOptions) -> anyhow::Result<Identities> {
             LocalCa::generate(&options.trust_domain)?
         }
     };
-    let life = Duration::from_secs(options.certificate_ttl);
-    Ok(Identities::new(ca.into(), options.trust_domain.as_str().into(), life))
+    let trust = Trust::new([ca.certificate().clone()], [options.trust_domain.as_str().into()])?;
+    let ttl = Duration::from_secs(options.certificate_ttl);
+    let settings = identity::Settings { ttl, ..identity::Settings::default() };
+    Ok(Identities::new(Issuer::Local(ca), trust, settings))
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {

@@ -52,23 +52,8 @@ fn log_to_stderr(options: &NodeOptions) -> anyhow::Result<()> {
 
 /// Writes `root-cert.pem` and `root-key.pem`, the latter for root only.
 fn make_ca(options: &CaOptions) -> anyhow::Result<()> {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
-
     let ca = LocalCa::generate(&options.trust_domain)?;
     std::fs::create_dir_all(&options.out)
         .with_context(|| format!("cannot make {}", options.out.display()))?;
-    for (name, mode, content) in
-        [("root-cert.pem", 0o644, ca.certificate_pem()), ("root-key.pem", 0o600, ca.key_pem())]
-    {
-        let path = options.out.join(name);
-        std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&path)
-            .and_then(|mut file| file.write_all(content.as_bytes()))
-            .with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
+    ca.write(&options.out).with_context(|| format!("cannot write to {}", options.out.display()))
 }

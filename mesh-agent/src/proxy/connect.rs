@@ -27,7 +27,7 @@ impl Connect for Upstream {
                 OpenError::Timeout(_) => ConnectError::Timeout,
                 OpenError::Connect(_, error) => error.into(),
                 OpenError::Tunnel(_, error) => ConnectError::Remote(error.to_string()),
-                OpenError::NoCertificate(_) | OpenError::Identity(_) | OpenError::OwnPort(_) => {
+                OpenError::NoCertificate(_) | OpenError::OwnPort(_) => {
                     ConnectError::Local(error.to_string())
                 }
             }

@@ -24,27 +24,27 @@ thread_local! {
 
 /// Bytes that passed, by direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Transferred {
+pub(super) struct Transferred {
     /// From the connection's client to the upstream.
-    pub sent: u64,
+    pub(super) sent: u64,
     /// From the upstream to the client.
-    pub received: u64,
+    pub(super) received: u64,
 }
 
 /// Which side ended a copy abnormally, and how.
 #[derive(Debug)]
-pub enum Broken {
+pub(super) enum Broken {
     /// The client's side failed: tell the upstream.
-    Client(io::Error),
+    Client,
     /// The upstream's side failed: tell the client.
-    Upstream(io::Error),
+    Upstream,
 }
 
 /// Copies until both directions ended. `progress` hears of bytes as they pass (sent, received).
 ///
 /// # Errors
 /// The side that failed. The caller resets the other one.
-pub async fn bidirectional<C, U>(
+pub(super) async fn bidirectional<C, U>(
     client: &mut C,
     upstream: &mut U,
     first: &[u8],
@@ -59,14 +59,14 @@ where
     let result = poll_fn(|cx| {
         let before = (forth.total, back.total);
         let there = forth.poll(cx, client, upstream).map_err(|failed| match failed {
-            Failed::Read(error) => Broken::Client(error),
-            Failed::Write(error) => Broken::Upstream(error),
+            Failed::Read => Broken::Client,
+            Failed::Write => Broken::Upstream,
         });
         let here = match &there {
             Poll::Ready(Err(_)) => Poll::Pending,
             _ => back.poll(cx, upstream, client).map_err(|failed| match failed {
-                Failed::Read(error) => Broken::Upstream(error),
-                Failed::Write(error) => Broken::Client(error),
+                Failed::Read => Broken::Upstream,
+                Failed::Write => Broken::Client,
             }),
         };
         if before != (forth.total, back.total) {
@@ -83,8 +83,8 @@ where
 }
 
 enum Failed {
-    Read(io::Error),
-    Write(io::Error),
+    Read,
+    Write,
 }
 
 /// One direction.
@@ -117,9 +117,9 @@ impl Half {
             return Poll::Ready(Ok(()));
         }
         for _ in 0..BURST {
-            ready!(self.flush_pending(cx, to)).map_err(Failed::Write)?;
+            ready!(self.flush_pending(cx, to)).map_err(|_| Failed::Write)?;
             if self.ended {
-                ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(Failed::Write)?;
+                ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(|_| Failed::Write)?;
                 self.closed = true;
                 return Poll::Ready(Ok(()));
             }
@@ -127,7 +127,7 @@ impl Half {
                 Poll::Ready(result) => result?,
                 Poll::Pending => {
                     // What was written so far must not wait for the next byte to be read.
-                    let _ = Pin::new(&mut *to).poll_flush(cx).map_err(Failed::Write)?;
+                    let _ = Pin::new(&mut *to).poll_flush(cx).map_err(|_| Failed::Write)?;
                     return Poll::Pending;
                 }
             }
@@ -170,7 +170,7 @@ impl Half {
     {
         BUFFER.with_borrow_mut(|scratch| {
             let mut buffer = ReadBuf::new(scratch);
-            ready!(Pin::new(from).poll_read(cx, &mut buffer)).map_err(Failed::Read)?;
+            ready!(Pin::new(from).poll_read(cx, &mut buffer)).map_err(|_| Failed::Read)?;
             let filled = buffer.filled();
             if filled.is_empty() {
                 self.ended = true;
@@ -178,7 +178,7 @@ impl Half {
             }
             let taken = match Pin::new(to).poll_write(cx, filled) {
                 Poll::Ready(Ok(taken)) => taken,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(Failed::Write(error))),
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Failed::Write)),
                 Poll::Pending => 0,
             };
             self.total += taken as u64;

@@ -60,8 +60,8 @@ pub(super) async fn serve_plaintext(worker: &Rc<Worker>, accepted: Accepted) {
     let progress = |received, sent| count(&record, received, sent);
     match copy::bidirectional(&mut client, &mut application, &[], progress).await.1 {
         Ok(()) => {}
-        Err(Broken::Client(_)) => reset_tcp(application),
-        Err(Broken::Upstream(_)) => reset_tcp(client),
+        Err(Broken::Client) => reset_tcp(application),
+        Err(Broken::Upstream) => reset_tcp(client),
     }
 }
 
@@ -86,7 +86,7 @@ pub(super) async fn serve_tunnel(worker: &Rc<Worker>, accepted: Accepted) {
         }
     };
     let settings = ServerSettings {
-        tls: credentials.server(),
+        tls: credentials.server().clone(),
         address,
         peer_identity,
         shutdown: worker.drain.clone(),
@@ -137,8 +137,8 @@ async fn join(
 ) {
     match copy::bidirectional(&mut stream, &mut application, &[], progress).await.1 {
         Ok(()) => {}
-        Err(Broken::Client(_)) => reset_tcp(application),
-        Err(Broken::Upstream(_)) => stream.reset(),
+        Err(Broken::Client) => reset_tcp(application),
+        Err(Broken::Upstream) => stream.reset(),
     }
 }
 

@@ -309,7 +309,7 @@ async fn relay(
     let copied = copy::bidirectional(&mut upstream.io, &mut client, greeting, progress).await;
     match copied.1 {
         Ok(()) => {}
-        Err(Broken::Client(_)) => reset_tcp(client),
-        Err(Broken::Upstream(_)) => upstream.io.reset(),
+        Err(Broken::Client) => reset_tcp(client),
+        Err(Broken::Upstream) => upstream.io.reset(),
     }
 }

@@ -9,7 +9,7 @@
 const SLACK: usize = 4;
 
 /// Picks the worker: `loads` are open connections by worker, `home` the source's own one.
-pub fn choose(loads: impl ExactSizeIterator<Item = usize> + Clone, home: usize) -> usize {
+pub(super) fn choose(loads: impl ExactSizeIterator<Item = usize> + Clone, home: usize) -> usize {
     let count = loads.len().max(1);
     let home = home % count;
     let total: usize = loads.clone().sum();

@@ -78,7 +78,7 @@ impl WorkerHandle {
 }
 
 /// Counts one open connection for as long as it lives.
-pub struct LoadGuard(Arc<AtomicUsize>);
+pub(super) struct LoadGuard(Arc<AtomicUsize>);
 
 impl LoadGuard {
     pub(super) fn new(load: &Arc<AtomicUsize>) -> Self {

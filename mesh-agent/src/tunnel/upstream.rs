@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 
 use super::{ClientTls, ConnectHead, Pool, PoolKey, TunnelError, TunnelStream};
 use crate::capture::{Capture, PodNet};
-use crate::identity::{Identities, IdentityError};
+use crate::identity::Identities;
 use crate::model::{SpiffeId, Workload};
 
 /// A pod of this node whose sockets are captured.
@@ -68,9 +68,6 @@ pub enum OpenError {
     /// No certificate for the source.
     #[error("no certificate for {0}")]
     NoCertificate(SpiffeId),
-    /// The expected identity cannot be asked for.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
     /// One of the mesh's own ports, which would make the agent call itself.
     #[error("{0} is a port of the mesh itself")]
     OwnPort(SocketAddr),
@@ -203,7 +200,7 @@ impl Upstream {
             destination: workload.identity.clone(),
             address,
         };
-        let (config, server_name) = credentials.client(&workload.identity)?;
+        let (config, server_name) = credentials.client(&workload.identity);
         let head = ConnectHead {
             authority: target.to_string(),
             baggage: Some(baggage(source)),
