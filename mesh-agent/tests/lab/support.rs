@@ -100,7 +100,7 @@ metadata: { name: near, namespace: shop, labels: { app: echo, version: near } }
 spec:
   nodeName: node1
   serviceAccountName: echo
-  containers: [{ name: main, image: malha/echo, args: ["--http1", "8080", "--tcp", "9000"] }]
+  containers: [{ name: main, image: malha/echo, args: ["--http", "8080", "--tcp", "9000"] }]
 ---
 kind: Pod
 apiVersion: v1
@@ -108,7 +108,7 @@ metadata: { name: far, namespace: shop, labels: { app: echo, version: far } }
 spec:
   nodeName: node2
   serviceAccountName: echo
-  containers: [{ name: main, image: malha/echo, args: ["--http1", "8080", "--tcp", "9000"] }]
+  containers: [{ name: main, image: malha/echo, args: ["--http", "8080", "--tcp", "9000"] }]
 ---
 kind: Service
 apiVersion: v1

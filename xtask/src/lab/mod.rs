@@ -92,7 +92,7 @@ impl LabBuilder {
     /// and `malha-load` are looked for beside it.
     #[must_use]
     pub fn agent(mut self, agent: &Path) -> Self {
-        self.agent = Some(agent.to_owned());
+        self.agent = Some(std::path::absolute(agent).unwrap_or_else(|_| agent.to_owned()));
         self
     }
 
@@ -133,7 +133,15 @@ impl LabBuilder {
         for node in &nodes {
             dns::serve(node, cluster.clone())?;
         }
-        let lab = Lab { run_dir, nodes, cluster, workers: self.workers, agent: self.agent, guardian };
+        let lab = Lab {
+            run_dir,
+            nodes,
+            _fabric: fabric,
+            cluster,
+            workers: self.workers,
+            agent: self.agent,
+            guardian,
+        };
         lab.start_agents()?;
         Ok(lab)
     }
@@ -143,6 +151,8 @@ impl LabBuilder {
 pub struct Lab {
     run_dir: PathBuf,
     nodes: Vec<Arc<Node>>,
+    /// Holds the network between the nodes.
+    _fabric: node::Fabric,
     cluster: Arc<Mutex<Cluster>>,
     workers: usize,
     agent: Option<PathBuf>,

@@ -133,13 +133,13 @@ impl Node {
         let holder = Holder::start(&cgroup.child("node")?, &[], "")?;
         let pid = holder.pid();
         fabric.holder.ip(&format!(
-            "link add {name} type veth peer name up netns {pid}\n\
+            "link add {name} type veth peer name uplink netns {pid}\n\
              link set {name} master br0 up\n"
         ))?;
         let mut batch = format!(
-            "link set up up\n\
-             addr add 172.30.0.{index}/24 dev up\n\
-             addr add fd00:30::{index:x}/64 dev up nodad\n"
+            "link set uplink up\n\
+             addr add 172.30.0.{index}/24 dev uplink\n\
+             addr add fd00:30::{index:x}/64 dev uplink nodad\n"
         );
         for other in (1..=count).filter(|other| *other != index) {
             let (v4, v6) = (pod_v4(other, 0), pod_v6(other, 0));

@@ -42,7 +42,7 @@ pub(super) fn rules<'a>(services: impl Iterator<Item = &'a Service>) -> String {
         "table inet lab\ndelete table inet lab\ntable inet lab {{\n\
          chain services {{\n{dnat}}}\n\
          chain prerouting {{ type nat hook prerouting priority dstnat; jump services; }}\n\
-         chain output {{ type nat hook output priority dstnat; jump services; }}\n\
+         chain output {{ type nat hook output priority -100; jump services; }}\n\
          chain postrouting {{ type nat hook postrouting priority srcnat;\n\
          meta mark 0x4000 masquerade\n\
          ct status dnat fib saddr type local masquerade\n\

@@ -35,7 +35,7 @@ impl WireCapture {
         let mut child = node
             .holder
             .enter()
-            .args(["tcpdump", "-i", "up", "-U", "-s", "0", "-B", "32768", "-Z", "root", "-w"])
+            .args(["tcpdump", "-i", "uplink", "-U", "-s", "0", "-B", "32768", "-Z", "root", "-w"])
             .arg(&file)
             .arg("tcp")
             .stdin(Stdio::null())
