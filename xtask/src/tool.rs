@@ -64,6 +64,12 @@ fn quoted(word: &OsStr) -> String {
     if !text.is_empty() && text.chars().all(plain) {
         return text.into_owned();
     }
+    if text.contains(char::is_control) {
+        let escaped = text.replace('\\', r"\\").replace('\'', r"\'");
+        let control = |c: char| format!("\\x{:02x}", u32::from(c));
+        let letter = |c: char| if c.is_control() { control(c) } else { c.into() };
+        return format!("$'{}'", escaped.chars().map(letter).collect::<String>());
+    }
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
@@ -105,8 +111,8 @@ mod tests {
     #[test]
     fn a_command_is_shown_as_it_could_be_typed() {
         let mut command = Command::new("/usr/bin/env");
-        command.env("A", "b c").args(["--flag=x", "it's", ""]);
-        assert_eq!(shown(&command), r"A='b c' env --flag=x 'it'\''s' ''");
+        command.env("A", "b c").args(["--flag=x", "it's", "", "a\x1fb"]);
+        assert_eq!(shown(&command), r"A='b c' env --flag=x 'it'\''s' '' $'a\x1fb'");
     }
 
     #[test]
