@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{JoinSet, LocalSet};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use super::super::wire::limits;
 use super::*;
 
 async fn send(stream: &mut h2::SendStream<Bytes>, mut octets: Bytes) {
@@ -140,4 +141,41 @@ async fn h2_client_to_our_server() {
         eventually("the end", || matches!(mesh.served.borrow().as_slice(), [Ok(())])).await;
     };
     LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_asks_much_before_it_listens_is_served_in_the_end() {
+    let run = async {
+        let mesh = Mesh::new(|incoming| async move { incoming.refuse(418) }).await;
+        let connector = TlsConnector::from(mesh.ca.client(&id("client")).config);
+        let socket = TcpStream::connect(mesh.address).await.unwrap();
+        let name = ServerName::try_from(DNS_NAME).unwrap();
+        let mut tls = connector.connect(name, socket).await.unwrap();
+        // Just below the number of PING that is a flood, but with more answers than may wait.
+        let pings = (limits::MAX_CONTROL / 17 + 50) as u32;
+        tls.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        tls.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        for _ in 0..pings {
+            tls.write_all(&[0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]).await.unwrap();
+        }
+        let mut connect = vec![0, 0, 24, 1, 4, 0, 0, 0, 1, 0x02, 7];
+        connect.extend_from_slice(b"CONNECT\x01\x0d127.0.0.1:808");
+        tls.write_all(&connect).await.unwrap();
+        let (mut answers, mut head, mut body) = (0, [0; 9], Vec::new());
+        loop {
+            tls.read_exact(&mut head).await.unwrap();
+            body.resize(usize::from(head[1]) << 8 | usize::from(head[2]), 0);
+            tls.read_exact(&mut body).await.unwrap();
+            match head[3] {
+                6 => answers += 1,
+                1 => break,
+                _ => {}
+            }
+        }
+        assert_eq!(answers, pings);
+        assert!(body.ends_with(b"418"), "{body:?}");
+    };
+    let local = LocalSet::new();
+    let run = local.run_until(run);
+    tokio::time::timeout(std::time::Duration::from_secs(5), run).await.unwrap();
 }
