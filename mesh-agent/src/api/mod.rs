@@ -1,5 +1,5 @@
-//! The contract between the agent's administrative socket (`admin`) and `meshctl` (`cli`): messages,
-//! client and server stubs of `mesh-agent/proto/admin.proto`. No behaviour.
+//! The contract between the agent's administrative socket (`admin`) and `meshctl` (`cli`):
+//! messages, client and server stubs of `mesh-agent/proto/admin.proto`. No behaviour.
 
 mod generated;
 
