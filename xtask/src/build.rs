@@ -12,7 +12,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use crate::setup::{Toolchain, path_with_cargo_bin};
-use crate::tool::{cargo, run, say, shown, workspace};
+use crate::tool::{cargo, run, say, shown, without_our_package, workspace};
 
 /// Between flags in `CARGO_ENCODED_RUSTFLAGS`.
 const SEPARATOR: &str = "\x1f";
@@ -113,8 +113,7 @@ fn ebpf_arguments(command: &mut Command, subcommand: &str) {
     ];
     command.current_dir(workspace());
     command.env("CARGO_ENCODED_RUSTFLAGS", flags.join(SEPARATOR));
-    // Of the outer cargo run: about another package.
-    command.env_remove("CARGO_MANIFEST_DIR");
+    without_our_package(command);
     command.args([subcommand, "--manifest-path", "mesh-ebpf/Cargo.toml"]);
     command.args(["--target-dir", "target/ebpf", "--target", "bpfel-unknown-none"]);
     command.args(["-Z", "build-std=core"]);

@@ -44,7 +44,20 @@ pub fn cargo_bin() -> Option<PathBuf> {
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace());
+    without_our_package(&mut command);
     command
+}
+
+/// Takes out what `cargo run` says about xtask's own package. Build scripts watch these variables
+/// (ring's does): with them, what a plain `cargo build` has built would be built again.
+pub fn without_our_package(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let ours = ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_", "CARGO_CRATE_"];
+        if ours.iter().any(|prefix| text.starts_with(prefix)) {
+            command.env_remove(&name);
+        }
+    }
 }
 
 /// The command as one would type it, with the variables it sets.
