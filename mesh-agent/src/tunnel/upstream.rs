@@ -4,9 +4,11 @@
 //! Invariant: to a destination that is known to be in the mesh nothing is sent in plaintext because
 //! a tunnel failed; and a tunnel carries one source's identity only.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -19,7 +21,7 @@ use tokio::net::TcpStream;
 
 use super::{ClientTls, ConnectHead, Pool, PoolKey, TunnelError, TunnelStream};
 use crate::capture::{Capture, PodNet};
-use crate::identity::Identities;
+use crate::identity::{Credentials, Identities};
 use crate::model::{SpiffeId, Workload};
 
 /// A pod of this node whose sockets are captured.
@@ -94,6 +96,8 @@ pub struct Upstream {
     identities: Arc<Identities>,
     pods: LocalPodsHandle,
     pool: Pool,
+    /// The certificate that each source opened its tunnels with.
+    used: Rc<RefCell<FxHashMap<SpiffeId, Arc<Credentials>>>>,
 }
 
 impl Upstream {
@@ -104,7 +108,7 @@ impl Upstream {
         pods: LocalPodsHandle,
         pool: Pool,
     ) -> Self {
-        Self { capture, identities, pods, pool }
+        Self { capture, identities, pods, pool, used: Rc::default() }
     }
 
     /// The pod of this node with that UID.
@@ -182,6 +186,17 @@ impl Upstream {
             .map_err(|error| OpenError::Connect(target, error))
     }
 
+    /// Takes tunnels that were opened with an earlier certificate out of use.
+    fn retire_old(&self, identity: &SpiffeId, credentials: &Arc<Credentials>) {
+        let mut used = self.used.borrow_mut();
+        match used.insert(identity.clone(), credentials.clone()) {
+            Some(before) if !Arc::ptr_eq(&before, credentials) => {
+                self.pool.retire(|key| key.source == *identity);
+            }
+            _ => {}
+        }
+    }
+
     async fn open_tunnel(
         &self,
         source: &LocalPod,
@@ -193,6 +208,7 @@ impl Upstream {
             .identities
             .current(&source.identity)
             .ok_or_else(|| OpenError::NoCertificate(source.identity.clone()))?;
+        self.retire_old(&source.identity, &credentials);
         let address = SocketAddr::new(target.ip(), ports::TUNNEL);
         let key = PoolKey {
             source_uid: source.uid.clone(),
