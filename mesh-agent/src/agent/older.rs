@@ -43,9 +43,7 @@ fn own_sockets() -> HashSet<u64> {
     files
         .flatten()
         .filter_map(|file| std::fs::read_link(file.path()).ok())
-        .filter_map(|link| {
-            link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
-        })
+        .filter_map(|link| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok())
         .collect()
 }
 

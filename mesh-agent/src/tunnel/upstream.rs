@@ -65,8 +65,8 @@ pub enum OpenError {
     #[error("cannot connect to {0}: {1}")]
     Connect(SocketAddr, #[source] io::Error),
     /// The tunnel failed: no connection, wrong identity, or the far side refused.
-    #[error("no tunnel to {0}: {1}")]
-    Tunnel(SocketAddr, #[source] TunnelError),
+    #[error("no tunnel to {0}, where {1} should be: {2}")]
+    Tunnel(SocketAddr, SpiffeId, #[source] TunnelError),
     /// No certificate for the source.
     #[error("no certificate for {0}")]
     NoCertificate(SpiffeId),
@@ -163,9 +163,9 @@ impl Upstream {
         target: SocketAddr,
         timeout: Duration,
     ) -> Result<UpstreamIo, OpenError> {
-        let client = source.ip_like(target.ip()).ok_or_else(|| {
-            OpenError::Connect(target, io::ErrorKind::AddrNotAvailable.into())
-        })?;
+        let client = source
+            .ip_like(target.ip())
+            .ok_or_else(|| OpenError::Connect(target, io::ErrorKind::AddrNotAvailable.into()))?;
         self.capture
             .dial_into_pod(&pod.net, client, target, timeout)
             .await
@@ -227,7 +227,7 @@ impl Upstream {
             .connect(&key, &head, &ClientTls { config, server_name }, dial)
             .await
             .map(UpstreamIo::Tunnel)
-            .map_err(|error| OpenError::Tunnel(target, error))
+            .map_err(|error| OpenError::Tunnel(target, workload.identity.clone(), error))
     }
 }
 

@@ -122,8 +122,8 @@ pub fn run(command: LabCommand) -> anyhow::Result<()> {
         }
         LabCommand::Logs { node, name } => {
             let log = Path::new(RUN).join(&name).join("nodes").join(node).join("agent.log");
-            let log = std::fs::read_to_string(&log)
-                .with_context(|| format!("read {}", log.display()))?;
+            let log =
+                std::fs::read_to_string(&log).with_context(|| format!("read {}", log.display()))?;
             print!("{log}");
             Ok(())
         }
@@ -164,8 +164,7 @@ fn up(
     if !no_agent {
         command.arg(&built.mesh_agent);
     }
-    let mut child =
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
+    let mut child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
     wait(|| {
         if let Some(status) = child.try_wait()? {
             let log = Path::new(RUN).join(format!("{name}.log"));
@@ -180,8 +179,8 @@ fn up(
 
 fn apply(name: &str, files: &[PathBuf]) -> anyhow::Result<()> {
     for file in files {
-        let manifests = std::fs::read_to_string(file)
-            .with_context(|| format!("read {}", file.display()))?;
+        let manifests =
+            std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
         ask(name, &json!({ "apply": manifests })).with_context(|| text(file))?;
     }
     Ok(())
