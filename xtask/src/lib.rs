@@ -5,6 +5,7 @@
 pub mod bench;
 pub mod build;
 pub mod lab;
+pub mod peers;
 pub mod setup;
 pub mod test;
 pub mod tidy;

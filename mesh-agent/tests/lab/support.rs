@@ -7,10 +7,10 @@ use mesh_agent::identity::LocalCa;
 use xtask::lab::{Lab, Pod};
 
 /// Ten times what anything here takes on a quiet machine.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A lab with agents, or `None` (said loudly) where it cannot run.
-pub fn lab(workers: usize) -> Option<Lab> {
+pub(crate) fn lab(workers: usize) -> Option<Lab> {
     if let Some(reason) = xtask::lab::missing_privileges() {
         eprintln!("SKIPPED (privileged): {reason}");
         return None;
@@ -21,7 +21,7 @@ pub fn lab(workers: usize) -> Option<Lab> {
 }
 
 /// Applies manifests and waits until all pods run and those of `enrolled` are in the mesh.
-pub fn apply(lab: &Lab, manifests: &str, enrolled: &[&str]) {
+pub(crate) fn apply(lab: &Lab, manifests: &str, enrolled: &[&str]) {
     lab.apply(manifests).expect("manifests are applied");
     for name in enrolled {
         let pod = lab.wait_ready(name).expect("the pod runs");
@@ -30,7 +30,7 @@ pub fn apply(lab: &Lab, manifests: &str, enrolled: &[&str]) {
 }
 
 /// Standard output of a command in a pod that must succeed.
-pub fn ok(pod: &Pod, command: &[&str]) -> String {
+pub(crate) fn ok(pod: &Pod, command: &[&str]) -> String {
     let output = pod.exec(command).expect("the command starts");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
@@ -43,20 +43,20 @@ pub fn ok(pod: &Pod, command: &[&str]) -> String {
 }
 
 /// JSON that a command in a pod prints.
-pub fn json(pod: &Pod, command: &[&str]) -> serde_json::Value {
+pub(crate) fn json(pod: &Pod, command: &[&str]) -> serde_json::Value {
     let text = ok(pod, command);
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{command:?}: {error}: {text}"))
 }
 
 /// A certificate and key in files, and the mesh's root.
-pub struct Files {
-    pub certificate: PathBuf,
-    pub key: PathBuf,
-    pub root: PathBuf,
+pub(crate) struct Files {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) root: PathBuf,
 }
 
 /// Issues a certificate from the lab's root, as a foreign peer that shares the trust would have.
-pub fn issue(lab: &Lab, identity: &str) -> Files {
+pub(crate) fn issue(lab: &Lab, identity: &str) -> Files {
     let ca = lab.run_dir().join("ca");
     let read = |name: &str| std::fs::read_to_string(ca.join(name)).expect("the lab's root");
     let authority = LocalCa::load(&read("root-cert.pem"), &read("root-key.pem")).unwrap();
@@ -79,7 +79,7 @@ pub fn issue(lab: &Lab, identity: &str) -> Files {
 }
 
 /// Calls `probe` until it gives something, or the deadline passes.
-pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + DEADLINE;
     loop {
         if let Some(value) = probe() {
@@ -93,7 +93,7 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
 
 /// Two namespaces' worth of pods: `shop` in the mesh, `outside` not. `client` on each node, an echo
 /// server on each node behind `echo`.
-pub const SHOP: &str = r#"
+pub(crate) const SHOP: &str = r#"
 kind: Namespace
 apiVersion: v1
 metadata: { name: shop, labels: { istio.io/dataplane-mode: malha } }
@@ -167,4 +167,4 @@ spec:
 "#;
 
 /// The pods of [`SHOP`] that are in the mesh.
-pub const SHOP_PODS: &[&str] = &["shop/client", "shop/near", "shop/far"];
+pub(crate) const SHOP_PODS: &[&str] = &["shop/client", "shop/near", "shop/far"];

