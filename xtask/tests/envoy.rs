@@ -3,6 +3,8 @@
 //! The mesh takes no part. What is shown: a byte stream passes both ways through HBONE, and each
 //! side refuses the other's wrong identity, so that a refusal in a test of the mesh means something.
 
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail as the test does")]
+
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};

@@ -3,6 +3,8 @@
 //! Needs root and eBPF. Without them every test says `SKIPPED (privileged)` and passes; CI counts
 //! such a line as a failure.
 
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail as the test does")]
+
 mod config_errors;
 mod enrolment;
 mod envoy;
