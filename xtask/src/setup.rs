@@ -38,7 +38,7 @@ const DEBIAN_LINTS: Package =
     Package { name: "rust-web-clippy", file: DEBIAN_CLIPPY, why: "lints for eBPF" };
 
 /// Packages that the lab, the demo and the tests use.
-const LAB: [Package; 8] = [
+const LAB: [Package; 9] = [
     Package { name: "iproute2", file: "ip", why: "nodes and pods of the lab" },
     Package { name: "nftables", file: "nft", why: "virtual IPs in the lab" },
     Package { name: "nginx-light", file: "nginx", why: "an application of the demo" },
@@ -46,6 +46,7 @@ const LAB: [Package; 8] = [
     Package { name: "tcpdump", file: "tcpdump", why: "proof from the wire" },
     Package { name: "procps", file: "sysctl", why: "forwarding in the lab's nodes" },
     Package { name: "util-linux", file: "nsenter", why: "commands inside a pod" },
+    Package { name: "python3", file: "python3", why: "small clients in the lab's tests" },
     Package { name: "openssl", file: "openssl", why: "foreign TLS peers" },
 ];
 

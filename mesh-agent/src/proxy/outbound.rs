@@ -27,6 +27,10 @@ const CLIENT_FIRST: Duration = Duration::from_millis(50);
 /// Bytes that are looked at to tell a protocol: the HTTP/2 preface is 24, a method and a space fewer.
 const PEEK: usize = 64;
 
+/// First pause between two looks at a beginning that tells nothing yet; doubles up to
+/// [`CLIENT_FIRST`], so that a client that stops in the middle of a word costs nothing.
+const PEEK_PAUSE: Duration = Duration::from_millis(1);
+
 /// Endpoints that one TCP connection tries before it is refused.
 const ATTEMPTS: usize = 3;
 
@@ -171,6 +175,7 @@ enum Seen {
 async fn first_bytes(client: &TcpStream) -> Seen {
     let mut buffer = [0; PEEK];
     let mut before = 0;
+    let mut pause = PEEK_PAUSE;
     loop {
         let length = match client.peek(&mut buffer).await {
             Ok(0) | Err(_) => return Seen::Opaque,
@@ -182,7 +187,8 @@ async fn first_bytes(client: &TcpStream) -> Seen {
             Detected::Tls | Detected::Opaque => return Seen::Opaque,
             Detected::NeedMore if length == before => {
                 // peek(2) is ready at once while bytes wait: give the rest time to arrive.
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(CLIENT_FIRST);
             }
             Detected::NeedMore => before = length,
         }

@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::{ClientTls, ConnectHead, Pool, PoolKey, TunnelError, TunnelStream};
+use crate::balance::Draws;
 use crate::capture::{Capture, PodNet};
 use crate::identity::{Credentials, Identities};
 use crate::model::{SpiffeId, Workload};
@@ -98,6 +99,7 @@ pub struct Upstream {
     pool: Pool,
     /// The certificate that each source opened its tunnels with.
     used: Rc<RefCell<FxHashMap<SpiffeId, Arc<Credentials>>>>,
+    draws: Rc<Draws>,
 }
 
 impl Upstream {
@@ -108,7 +110,14 @@ impl Upstream {
         pods: LocalPodsHandle,
         pool: Pool,
     ) -> Self {
-        Self { capture, identities, pods, pool, used: Rc::default() }
+        Self {
+            capture,
+            identities,
+            pods,
+            pool,
+            used: Rc::default(),
+            draws: Rc::new(Draws::unpredictable()),
+        }
     }
 
     /// The pod of this node with that UID.
@@ -220,7 +229,7 @@ impl Upstream {
         let head = ConnectHead {
             authority: target.to_string(),
             baggage: Some(baggage(source)),
-            traceparent: None,
+            traceparent: Some(traceparent(&self.draws)),
         };
         let dial = async || self.capture.dial_from_pod(&source.net, address, timeout).await;
         self.pool
@@ -238,6 +247,11 @@ fn baggage(source: &LocalPod) -> String {
         "k8s.namespace.name={},k8s.pod.name={name},service.name={}",
         source.identity.namespace, source.identity.service_account
     )
+}
+
+/// A trace of its own for each stream, not sampled (W3C Trace Context, section 3.2).
+fn traceparent(draws: &Draws) -> String {
+    format!("00-{:016x}{:016x}-{:016x}-00", draws.next() | 1, draws.next(), draws.next() | 1)
 }
 
 /// An open stream.

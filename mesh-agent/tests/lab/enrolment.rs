@@ -85,3 +85,28 @@ fn enrolling_and_withdrawing_break_no_open_connection() {
     assert_eq!(after.line().unwrap(), "connected");
     assert_eq!(after.ask("six").unwrap(), "six");
 }
+
+#[test]
+fn the_next_agent_takes_over_from_one_that_was_killed() {
+    let Some(lab) = support::lab(2) else { return };
+    support::apply(&lab, SHOP, SHOP_PODS);
+    let client = lab.pod("shop/client").unwrap();
+    let asks = || {
+        let output = client.exec(&["curl", "-sS", "--max-time", "20", "http://far.shop/"]).unwrap();
+        output.status.success().then_some(output.stdout)
+    };
+    assert!(asks().is_some());
+    for node in ["node1", "node2"] {
+        lab.restart_agent(node).unwrap();
+        let answer = support::eventually("the next agent serves the pods", || {
+            asks().filter(|answer| answer.starts_with(b"{"))
+        });
+        let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+        let remote: std::net::SocketAddr = answer["remote"].as_str().unwrap().parse().unwrap();
+        assert!(client.ips.contains(&remote.ip().to_canonical()), "through the mesh: {answer}");
+    }
+    let status = lab.meshctl("node1", &["-o", "json", "status"]).unwrap();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let captured = &status["capture"]["counters"]["outbound_captured"];
+    assert!(captured.as_u64().unwrap() >= 1, "still captured, not passed by: {status}");
+}

@@ -12,7 +12,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 /// A lab with agents, or `None` (said loudly) where it cannot run.
 pub(crate) fn lab(workers: usize) -> Option<Lab> {
     if let Some(reason) = xtask::lab::missing_privileges() {
-        eprintln!("SKIPPED (privileged): {reason}");
+        xtask::test::skipped(&format!("lab: {reason}"));
         return None;
     }
     let agent = Path::new(env!("CARGO_BIN_EXE_mesh-agent"));
