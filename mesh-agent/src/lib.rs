@@ -2,6 +2,7 @@
 //!
 //! Modules by rank (an import may only point to a lower one): see ARCHITECTURE.md.
 
+pub mod api;
 pub mod model;
 
 pub mod authz;

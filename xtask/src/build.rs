@@ -12,7 +12,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use crate::setup::{Toolchain, path_with_cargo_bin};
-use crate::tool::{cargo, run, say, shown, workspace};
+use crate::tool::{cargo, run, say, shown, without_our_package, workspace};
 
 /// Between flags in `CARGO_ENCODED_RUSTFLAGS`.
 const SEPARATOR: &str = "\x1f";
@@ -74,7 +74,12 @@ pub fn with(args: BuildArgs) -> anyhow::Result<Built> {
 /// No toolchain for eBPF, or the code does not compile.
 pub fn ebpf() -> anyhow::Result<PathBuf> {
     let target = workspace().join("target/ebpf");
-    let mut command = ebpf_cargo("build")?;
+    let toolchain = ebpf_toolchain()?;
+    let mut command = toolchain.cargo();
+    if let Some(path) = path_with_cargo_bin() {
+        command.env("PATH", path);
+    }
+    ebpf_arguments(&mut command, "build");
     command.arg("--release");
     run(&mut command).context("build the eBPF object")?;
     let object = target.join("bpfel-unknown-none/release/mesh-ebpf");
@@ -82,10 +87,22 @@ pub fn ebpf() -> anyhow::Result<PathBuf> {
     Ok(object)
 }
 
-/// `cargo <subcommand>` on `mesh-ebpf` with everything that its target needs.
-fn ebpf_cargo(subcommand: &str) -> anyhow::Result<Command> {
-    let toolchain =
-        Toolchain::find().context("no compiler for eBPF: run `cargo xtask setup` first")?;
+/// Lets clippy look at the eBPF programs; `false` if their compiler has no clippy.
+///
+/// # Errors
+/// No toolchain for eBPF, or clippy has something to say.
+pub fn ebpf_clippy() -> anyhow::Result<bool> {
+    let Some(mut command) = ebpf_toolchain()?.clippy() else { return Ok(false) };
+    ebpf_arguments(&mut command, "clippy");
+    run(command.args(["--release", "--", "--deny", "warnings"])).map(|()| true)
+}
+
+fn ebpf_toolchain() -> anyhow::Result<Toolchain> {
+    Toolchain::find().context("no compiler for eBPF: run `cargo xtask setup` first")
+}
+
+/// `<subcommand>` on `mesh-ebpf` with everything that its target needs.
+fn ebpf_arguments(command: &mut Command, subcommand: &str) {
     // A RUSTFLAGS from outside would silently drop --btf; this variable wins over it.
     let flags = [
         "-Clinker=bpf-linker".to_owned(),
@@ -94,22 +111,18 @@ fn ebpf_cargo(subcommand: &str) -> anyhow::Result<Command> {
         "--cfg".to_owned(),
         format!("bpf_target_arch=\"{}\"", std::env::consts::ARCH),
     ];
-    let mut command = toolchain.cargo();
     command.current_dir(workspace());
     command.env("CARGO_ENCODED_RUSTFLAGS", flags.join(SEPARATOR));
-    command.env("PATH", path_with_cargo_bin());
-    // Of the outer cargo run: about another package.
-    command.env_remove("CARGO_MANIFEST_DIR");
-    command.args([subcommand, "--quiet", "--manifest-path", "mesh-ebpf/Cargo.toml"]);
+    without_our_package(command);
+    command.args([subcommand, "--manifest-path", "mesh-ebpf/Cargo.toml"]);
     command.args(["--target-dir", "target/ebpf", "--target", "bpfel-unknown-none"]);
     command.args(["-Z", "build-std=core"]);
-    Ok(command)
 }
 
 /// Builds the agent and the tools; the eBPF object must be there.
 fn programs(args: BuildArgs) -> anyhow::Result<Built> {
     let mut command = cargo();
-    command.args(["build", "--quiet", "--bins", "--message-format=json-render-diagnostics"]);
+    command.args(["build", "--bins", "--message-format=json-render-diagnostics"]);
     if args.release {
         // Nothing that another member of the workspace asks for goes into what is shipped.
         command.args(["--release", "--package", "mesh-agent", "--package", "bench"]);

@@ -7,6 +7,7 @@
 //! LLVM at least as new as the compiler's. Two ways lead there: Debian's `rustc-web` (pinned, tried
 //! in CI, takes precedence) and a rustup nightly with `rust-src`.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -21,6 +22,8 @@ const BPF_LINKER: &str = "0.13.0";
 
 /// Debian's compiler for Chromium and Firefox: current on stable releases.
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+const DEBIAN_CARGO: &str = "/usr/bin/cargo";
+const DEBIAN_CLIPPY: &str = "/usr/bin/clippy-driver";
 const DEBIAN_LIBRARY: &str = "/usr/lib/rustlib/src/rust/library/core/src/lib.rs";
 
 /// Packages that make Debian's route.
@@ -29,6 +32,10 @@ const DEBIAN_TOOLCHAIN: [Package; 3] = [
     Package { name: "rust-web-src", file: DEBIAN_LIBRARY, why: "core for the eBPF target" },
     Package { name: "llvm-22-dev", file: "/usr/lib/llvm-22/bin/llvm-config", why: "bpf-linker" },
 ];
+
+/// Not needed to build, but to test.
+const DEBIAN_LINTS: Package =
+    Package { name: "rust-web-clippy", file: DEBIAN_CLIPPY, why: "lints for eBPF" };
 
 /// Packages that the lab, the demo and the tests use.
 const LAB: [Package; 8] = [
@@ -51,7 +58,7 @@ To build eBPF by hand, either
   rustup toolchain install nightly --component rust-src
   cargo binstall bpf-linker@0.13.0
 or, on Debian 12 and later,
-  apt-get update && apt-get install rustc-web rust-web-src llvm-22-dev
+  apt-get update && apt-get install rustc-web rust-web-src rust-web-clippy llvm-22-dev
   LLVM_PREFIX=/usr/lib/llvm-22 LLVM_SYS_221_PREFIX=/usr/lib/llvm-22 \\
     cargo install bpf-linker --version 0.13.0 --locked --no-default-features --features llvm-22";
 
@@ -104,6 +111,8 @@ pub fn run_setup(args: &SetupArgs) -> anyhow::Result<()> {
     missing.extend((!C_COMPILER.installed()).then_some(&C_COMPILER));
     if !args.build_only {
         missing.extend(LAB.iter().filter(|package| !package.installed()));
+        let debian = !matches!(toolchain, Some(Toolchain::Rustup(_)));
+        missing.extend((debian && !DEBIAN_LINTS.installed()).then_some(&DEBIAN_LINTS));
     }
     if toolchain.is_none() {
         missing.extend(DEBIAN_TOOLCHAIN.iter().filter(|package| !package.installed()));
@@ -184,7 +193,8 @@ fn install_packages(missing: &[&Package], toolchain_missing: bool) -> anyhow::Re
 }
 
 fn is_toolchain(package: &Package) -> bool {
-    DEBIAN_TOOLCHAIN.iter().any(|other| other.name == package.name)
+    let mut debian = DEBIAN_TOOLCHAIN.iter().chain([&DEBIAN_LINTS]);
+    debian.any(|other| other.name == package.name)
 }
 
 fn has_candidate(package: &str) -> bool {
@@ -266,6 +276,27 @@ impl Toolchain {
         major.map(str::to_owned).context("the compiler does not name its LLVM")
     }
 
+    /// `cargo clippy` for this toolchain; `None` if rustup's has none.
+    #[must_use]
+    pub fn clippy(&self) -> Option<Command> {
+        match self {
+            Self::Debian => {
+                // rustup's cargo would start rustup's clippy, which is of another compiler.
+                let mut command = Command::new(DEBIAN_CARGO);
+                let path = std::env::var_os("PATH").unwrap_or_default();
+                let folders =
+                    std::iter::once("/usr/bin".into()).chain(std::env::split_paths(&path));
+                command.env("PATH", std::env::join_paths(folders).ok()?);
+                command.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
+                Some(command)
+            }
+            Self::Rustup(name) => {
+                let driver = rustup_home()?.join("toolchains").join(name).join("bin/cargo-clippy");
+                driver.exists().then(|| self.cargo())
+            }
+        }
+    }
+
     /// A cargo that builds with this toolchain; nothing of the stable toolchain's settings leaks in.
     #[must_use]
     pub fn cargo(&self) -> Command {
@@ -300,12 +331,18 @@ fn rustup_home() -> Option<PathBuf> {
     home.or_else(|| Some(std::env::home_dir()?.join(".rustup")))
 }
 
-/// PATH with the folder of `cargo install` in it, as rustc looks there for its linker.
+/// PATH with the folder of `cargo install` in it, where rustc looks for its linker; `None` if it is
+/// there already.
 #[must_use]
-pub fn path_with_cargo_bin() -> std::ffi::OsString {
+pub fn path_with_cargo_bin() -> Option<OsString> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::env::split_paths(&path).chain(cargo_bin());
-    std::env::join_paths(folders).unwrap_or(path.clone())
+    let own = cargo_bin()?;
+    let mut folders: Vec<_> = std::env::split_paths(&path).collect();
+    if folders.contains(&own) {
+        return None;
+    }
+    folders.push(own);
+    std::env::join_paths(folders).ok()
 }
 
 #[cfg(test)]
@@ -316,7 +353,7 @@ mod tests {
     fn by_hand_names_the_version_and_packages_that_setup_installs() {
         assert!(BY_HAND.contains(&format!("--version {BPF_LINKER} ")));
         assert!(BY_HAND.contains(&format!("bpf-linker@{BPF_LINKER}\n")));
-        for package in &DEBIAN_TOOLCHAIN {
+        for package in DEBIAN_TOOLCHAIN.iter().chain([&DEBIAN_LINTS]) {
             assert!(BY_HAND.contains(package.name), "{}", package.name);
         }
     }

@@ -44,7 +44,20 @@ pub fn cargo_bin() -> Option<PathBuf> {
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace());
+    without_our_package(&mut command);
     command
+}
+
+/// Takes out what `cargo run` says about xtask's own package. Build scripts watch these variables
+/// (ring's does): with them, what a plain `cargo build` has built would be built again.
+pub fn without_our_package(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let ours = ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_", "CARGO_CRATE_"];
+        if ours.iter().any(|prefix| text.starts_with(prefix)) {
+            command.env_remove(&name);
+        }
+    }
 }
 
 /// The command as one would type it, with the variables it sets.
@@ -63,6 +76,12 @@ fn quoted(word: &OsStr) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
     if !text.is_empty() && text.chars().all(plain) {
         return text.into_owned();
+    }
+    if text.contains(char::is_control) {
+        let escaped = text.replace('\\', r"\\").replace('\'', r"\'");
+        let control = |c: char| format!("\\x{:02x}", u32::from(c));
+        let letter = |c: char| if c.is_control() { control(c) } else { c.into() };
+        return format!("$'{}'", escaped.chars().map(letter).collect::<String>());
     }
     format!("'{}'", text.replace('\'', r"'\''"))
 }
@@ -105,8 +124,8 @@ mod tests {
     #[test]
     fn a_command_is_shown_as_it_could_be_typed() {
         let mut command = Command::new("/usr/bin/env");
-        command.env("A", "b c").args(["--flag=x", "it's", ""]);
-        assert_eq!(shown(&command), r"A='b c' env --flag=x 'it'\''s' ''");
+        command.env("A", "b c").args(["--flag=x", "it's", "", "a\x1fb"]);
+        assert_eq!(shown(&command), r"A='b c' env --flag=x 'it'\''s' '' $'a\x1fb'");
     }
 
     #[test]

@@ -77,7 +77,7 @@ fn upper(bucket: u64) -> u64 {
     }
     let exponent = bucket / SUB - 1;
     let within = bucket % SUB + SUB;
-    ((u128::from(within) + 1 << exponent) - 1).min(u64::MAX.into()) as u64
+    (((u128::from(within) + 1) << exponent) - 1).min(u64::MAX.into()) as u64
 }
 
 #[cfg(test)]

@@ -184,7 +184,9 @@ impl Enroller {
     fn withdraw(&mut self, uid: &Arc<str>) {
         self.leaving.remove(uid);
         let Some(enrolled) = self.enrolled.remove(uid) else { return };
-        if let Err(error) = self.shared.capture.withdraw(enrolled.pod.net.cookie(), &enrolled.pod.ips) {
+        if let Err(error) =
+            self.shared.capture.withdraw(enrolled.pod.net.cookie(), &enrolled.pod.ips)
+        {
             tracing::error!(pod = %enrolled.pod.name, %error, "cannot withdraw a pod");
         }
         self.publish();

@@ -2,7 +2,9 @@
 
 mod enroll;
 mod node;
+mod older;
 mod options;
+mod state;
 mod workers;
 
 pub use node::run as node;

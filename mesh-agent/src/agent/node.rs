@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use arc_swap::ArcSwap;
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -15,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use super::enroll::Enroller;
 use super::options::NodeOptions;
 use super::workers::Workers;
+use crate::admin::AdminSocket;
 use crate::balance::Live;
 use crate::capture::{self, Capture, CaptureOptions, MapSizes};
 use crate::config::{Diagnostic, Publish, Settings, Source};
@@ -56,7 +58,9 @@ pub async fn run(options: NodeOptions) -> anyhow::Result<()> {
     let tasks = TaskTracker::new();
     let (snapshots, snapshot) = watch::channel(Arc::new(Snapshot::default()));
     let (reports, diagnostics) = watch::channel(Arc::new(Vec::new()));
-    tasks.spawn(follow_config(shared.clone(), snapshot.clone(), stop.clone()));
+    let current = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+    let follower = follow_config(shared.clone(), current.clone(), snapshot.clone(), stop.clone());
+    tasks.spawn(follower);
     tasks.spawn(log_diagnostics(diagnostics.clone(), stop.clone()));
     let source = Source::Folder(options.config_dir.clone());
     let publish = Publish { snapshot: snapshots, diagnostics: reports };
@@ -75,6 +79,15 @@ pub async fn run(options: NodeOptions) -> anyhow::Result<()> {
         options.config_dir.clone(),
     );
     tasks.spawn(enroller.run(snapshot.clone(), stop.clone()));
+    let socket = AdminSocket::bind(&options.admin_socket)
+        .with_context(|| format!("cannot open {}", options.admin_socket.display()))?;
+    let state = super::state::admin_state(&options, &shared, current, diagnostics);
+    let end = stop.clone();
+    tasks.spawn(until(stop.clone(), async move {
+        if let Err(error) = crate::admin::serve(socket, Arc::new(state), end.cancelled()).await {
+            tracing::error!(%error, "admin interface ended");
+        }
+    }));
     tracing::info!(node = options.node_name, workers = options.workers, "agent ready");
 
     stopped().await?;
@@ -138,6 +151,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
 /// Puts each snapshot in force on the data path.
 async fn follow_config(
     shared: Arc<Shared>,
+    current: Arc<ArcSwap<Snapshot>>,
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     stop: CancellationToken,
 ) {
@@ -148,6 +162,7 @@ async fn follow_config(
         }
         let snapshot = snapshots.borrow_and_update().clone();
         let generation = snapshot.generation;
+        current.store(snapshot.clone());
         shared.live.store(Arc::new(shared.live.load().next(snapshot)));
         tracing::info!(generation, "configuration in force");
     }

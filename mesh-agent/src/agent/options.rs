@@ -40,7 +40,7 @@ pub struct NodeOptions {
     #[arg(long, default_value = "/sys/fs/bpf/malha")]
     pub pin_dir: PathBuf,
     /// Unix socket of the admin interface, for `meshctl`.
-    #[arg(long, default_value = "/run/malha/admin.sock")]
+    #[arg(long, default_value = crate::api::DEFAULT_SOCKET)]
     pub admin_socket: PathBuf,
     /// Worker threads of the data path; a connection stays on its worker.
     #[arg(long, default_value_t = default_workers())]

@@ -25,9 +25,8 @@ impl Workers {
             handles.push(handle);
             let shared = shared.clone();
             let runtime = move || {
-                let built = Builder::new_current_thread()
-                    .enable_all()
-                    .build_local(LocalOptions::default());
+                let built =
+                    Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
                 match built {
                     Ok(runtime) => runtime.block_on(Worker::run(shared, index, commands)),
                     Err(error) => tracing::error!(index, %error, "worker cannot start"),

@@ -1,6 +1,6 @@
 //! Small worlds for tests: pods, services and snapshots without the configuration compiler.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
@@ -132,9 +132,4 @@ pub(crate) fn snapshot(
     }
     snapshot.destination_rules = by_namespace;
     Arc::new(snapshot)
-}
-
-/// Shorthand.
-pub(crate) fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
 }

@@ -37,7 +37,7 @@ const B: &str = "10.0.0.2:8080";
 fn turns_are_exact_across_threads_and_generations() {
     let client = pod("client", &["10.0.0.9"], "");
     let web = web(&[(A, "v1"), (B, "v1")]);
-    let world = snapshot(&[client.clone()], vec![web.clone()], vec![], vec![]);
+    let world = snapshot(std::slice::from_ref(&client), vec![web.clone()], vec![], vec![]);
     let live = Arc::new(Live::new(world.clone()));
     let next = Arc::new(live.next(world));
     let counts: Vec<usize> = std::thread::scope(|scope| {
@@ -71,7 +71,7 @@ fn one_clients_turn_is_not_anothers() {
 fn active_requests_survive_a_new_generation_and_end_with_the_guard() {
     let client = pod("client", &["10.0.0.9"], "");
     let web = web(&[(A, "v1"), (B, "v1")]);
-    let world = snapshot(&[client.clone()], vec![web.clone()], vec![], vec![]);
+    let world = snapshot(std::slice::from_ref(&client), vec![web.clone()], vec![], vec![]);
     let live = Live::new(world.clone());
     let busy = live.pick(&ask(&client, &web)).unwrap();
     let live = live.next(world);
@@ -89,10 +89,11 @@ fn active_requests_survive_a_new_generation_and_end_with_the_guard() {
 fn what_left_the_configuration_is_forgotten() {
     let client = pod("client", &["10.0.0.9"], "");
     let web = web(&[(A, "v1")]);
-    let live = Live::new(snapshot(&[client.clone()], vec![web.clone()], vec![], vec![]));
+    let live =
+        Live::new(snapshot(std::slice::from_ref(&client), vec![web.clone()], vec![], vec![]));
     at(&live, &ask(&client, &web));
     assert_eq!(live.next(live.snapshot.clone()).upstream_count(), 1);
-    let without_service = snapshot(&[client.clone()], vec![], vec![], vec![]);
+    let without_service = snapshot(std::slice::from_ref(&client), vec![], vec![], vec![]);
     assert_eq!(live.next(without_service).upstream_count(), 0);
     at(&live, &ask(&client, &web));
     let without_client = snapshot(&[], vec![web.clone()], vec![], vec![]);
@@ -107,7 +108,8 @@ fn only_ready_endpoints_of_the_subset_in_a_family_that_the_client_has() {
     web.ports[0].endpoints = endpoints.into();
     let dr = rule("web.shop.svc.cluster.local", &["v1", "v2", "v3"], LoadBalancer::RoundRobin);
     let seen = |client: &Arc<Workload>, subset: Option<&Subset>, dialled: &str| {
-        let live = Live::new(snapshot(&[client.clone()], vec![web.clone()], vec![], vec![]));
+        let live =
+            Live::new(snapshot(std::slice::from_ref(client), vec![web.clone()], vec![], vec![]));
         let ask = Ask { subset, dialled: dialled.parse().unwrap(), ..ask(client, &web) };
         let mut seen: Vec<String> = (0..6)
             .filter_map(|_| live.pick(&ask))
@@ -132,7 +134,8 @@ fn only_ready_endpoints_of_the_subset_in_a_family_that_the_client_has() {
 fn a_tried_endpoint_comes_last() {
     let client = pod("client", &["10.0.0.9"], "");
     let web = web(&[(A, "v1"), (B, "v1")]);
-    let live = Live::new(snapshot(&[client.clone()], vec![web.clone()], vec![], vec![]));
+    let live =
+        Live::new(snapshot(std::slice::from_ref(&client), vec![web.clone()], vec![], vec![]));
     let (a, b): (SocketAddr, SocketAddr) = (A.parse().unwrap(), B.parse().unwrap());
     for policy in [LoadBalancer::LeastRequest, LoadBalancer::RoundRobin, LoadBalancer::Random] {
         for draw in [0, u64::MAX / 3, u64::MAX] {
@@ -151,7 +154,8 @@ fn round_robin_holds_inside_weighted_subsets() {
     let client = pod("client", &["10.0.0.9"], "");
     let web = web(&[(A, "v1"), (B, "v1"), ("10.0.0.3:8080", "v2"), ("10.0.0.4:8080", "v2")]);
     let dr = rule("web.shop.svc.cluster.local", &["v1", "v2"], LoadBalancer::RoundRobin);
-    let live = Live::new(snapshot(&[client.clone()], vec![web.clone()], vec![], vec![]));
+    let live =
+        Live::new(snapshot(std::slice::from_ref(&client), vec![web.clone()], vec![], vec![]));
     let draws = Draws::seeded(2_026);
     let mut counts: BTreeMap<SocketAddr, i64> = BTreeMap::new();
     for _ in 0..10_000 {

@@ -150,7 +150,7 @@ fn watch_folder(dir: &Path, events: mpsc::Sender<Touched>) -> Option<Recommended
     });
     watcher
         .inspect_err(|error| {
-            warn!(%error, interval = ?WALK_INTERVAL, "configuration folder cannot be watched, polled");
+            warn!(%error, interval = ?WALK_INTERVAL, "configuration folder only polled");
         })
         .ok()
 }

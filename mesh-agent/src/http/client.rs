@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use super::body::RequestBody;
 use super::connect::{Connect, ConnectError};
 use super::error::HttpError;
+use super::headers::asks_upgrade;
 use super::pool::{Http1, Http2, Lease, Load, Pool, PoolKey, Shared, StreamGuard, Upgraded};
 use super::serve::{HttpVersion, LocalExecutor, STREAM_WINDOW};
 use crate::model::{Endpoint, Workload};
@@ -230,12 +231,12 @@ fn remote(error: &hyper::Error) -> ConnectError {
 
 /// One request on a connection that nobody else uses. An error brings the request back if nothing
 /// of it was sent.
-#[expect(clippy::result_large_err, reason = "the error gives the request back, unboxed, once")]
 async fn exchange(
     mut connection: Http1,
     request: Request<RequestBody>,
 ) -> Result<(Response<Incoming>, Http1), (hyper::Error, Option<Request<RequestBody>>)> {
-    connection.wanted.set(super::headers::asks_upgrade(request.headers()));
+    let leaves = request.method() == Method::CONNECT || asks_upgrade(request.headers());
+    connection.wanted.set(leaves);
     match connection.sender.try_send_request(request).await {
         Ok(response) => Ok((response, connection)),
         Err(mut error) => {

@@ -1,8 +1,8 @@
 //! The HTTP engine: requests of a captured connection, routed one by one at the client's node.
 //!
 //! `serve` reads requests from a connection, `outbound` alone holds the order of phases, `client`
-//! and `pool` hold the connections to endpoints. `router`, `rewrite`, `headers`, `redirect`,
-//! `reply`, `retry` and `detect` are pure leaves. Not here: how an endpoint is reached (the
+//! and `pool` hold the connections to endpoints. `plan`, `router`, `rewrite`, `form`, `headers`,
+//! `redirect`, `reply`, `retry` and `detect` are pure leaves. Not here: how an endpoint is reached (the
 //! [`Connect`] trait; the tunnel or plain TCP), which endpoint is chosen (`balance`), retries and
 //! faults that a route asks for.
 //!
@@ -10,8 +10,9 @@
 //! one source workload's requests hold (connections, streams) is never used for another's.
 //!
 //! Limits, from what hyper can do: of the informational responses only `100 Continue` passes (as
-//! an answer to `Expect`), header names are sent in lower case, an upgrade on an HTTP/2 connection
-//! (RFC 8441) is refused by the server side.
+//! an answer to `Expect`), header names are sent in lower case, `CONNECT` on an HTTP/2 connection
+//! (RFC 8441 too) is refused. Half-close is honoured, so an HTTP/1 client that goes away while it
+//! waits is noticed when its response is written.
 
 mod body;
 mod client;
@@ -19,8 +20,10 @@ mod connect;
 mod detect;
 mod engine;
 mod error;
+mod form;
 mod headers;
 mod outbound;
+mod plan;
 mod pool;
 mod redirect;
 mod reply;

@@ -12,70 +12,29 @@ use std::time::Duration;
 
 use http::header::{EXPECT, HOST};
 use http::request::Parts;
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::body::{Gate, Held, RequestBody, ResponseBody, grpc_status};
 use super::client::{SendError, Target};
 use super::connect::Connect;
-use super::engine::{ConnectionFacts, Engine};
+use super::engine::Engine;
 use super::error::HttpError;
+use super::form::{self, Origin};
+use super::plan::{Decision, Destination, Plan, decide};
 use super::pool::Lease;
-use super::router::{self, Head, Route, VirtualHost};
+use super::router::Head;
 use super::serve::{Connection, HttpVersion};
 use super::upgrade::Handover;
-use super::{headers, redirect, reply, retry, rewrite};
+use super::{headers, reply, retry};
 use crate::balance::{ActiveGuard, Ask, Live};
-use crate::model::{
-    Action, Endpoint, Forward, HeaderOps, HttpMatch, LoadBalancer, Protocol, Service, ServiceKind,
-    ServicePort, Snapshot, Subset, TrafficPolicy, WeightedDestination, Workload,
-};
+use crate::model::{Endpoint, LoadBalancer, ServiceKind};
 use crate::telemetry::{Reporter, RequestRecord, RequestStart, ResponseFlag};
 
 /// The connect time-out outside services, and where no rule says otherwise: Istio's default.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Where a request goes, after routing.
-#[derive(Clone, Copy)]
-enum Destination<'a> {
-    /// One of a service port's endpoints.
-    Service(ServiceTarget<'a>),
-    /// The address that the client dialled.
-    Dialled,
-}
-
-#[derive(Clone, Copy)]
-struct ServiceTarget<'a> {
-    service: &'a Arc<Service>,
-    port: &'a ServicePort,
-    subset: Option<&'a Subset>,
-    policy: LoadBalancer,
-    connect_timeout: Duration,
-}
-
-/// Everything that the rule says about a request that goes on.
-struct Plan<'a> {
-    destination: Destination<'a>,
-    /// The route's, then the destination's.
-    request_ops: [Option<&'a HeaderOps>; 2],
-    response_ops: [Option<&'a HeaderOps>; 2],
-    path: Option<PathAndQuery>,
-    authority: Option<&'a HeaderValue>,
-    timeout: Option<Duration>,
-    version: HttpVersion,
-    /// No rule and no service: the request's target stays in the form that it has.
-    untouched: bool,
-}
-
-/// What was decided about a request's head.
-enum Decision<'a> {
-    Forward(Box<Plan<'a>>),
-    Redirect(String, StatusCode, &'a HeaderOps),
-    Direct(&'a crate::model::DirectResponse, &'a HeaderOps),
-    Fail(HttpError),
-}
 
 /// An endpoint's response head, and what it holds.
 struct Answer {
@@ -83,6 +42,16 @@ struct Answer {
     lease: Lease,
     active: Option<ActiveGuard>,
     since: Instant,
+}
+
+/// Whether a request means to leave HTTP, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Switch {
+    No,
+    /// `Upgrade`, answered by 101.
+    Upgrade,
+    /// `CONNECT` to a forward proxy outside the mesh, answered by 2xx.
+    Connect,
 }
 
 /// The last failure, and how many attempts there were.
@@ -114,7 +83,7 @@ pub(super) async fn respond<C: Connect>(
         &mut parts.headers,
         (engine.shared.draws.next(), engine.shared.draws.next()),
     ));
-    let upgrade = connection.version == HttpVersion::Http1 && headers::asks_upgrade(&parts.headers);
+    let switch = Switch::of(connection.version, &parts.method, &parts.headers);
     let head = Head {
         method: &parts.method,
         uri: &parts.uri,
@@ -122,13 +91,18 @@ pub(super) async fn respond<C: Connect>(
         authority: authority_text,
     };
     let draw = engine.shared.draws.next();
-    let decision = decide(&live.snapshot, connection, &head, (upgrade, draw), &mut record);
+    let leaves = switch != Switch::No;
+    let decision = match (connection.version, &parts.method) {
+        // hyper keeps such a stream to itself.
+        (HttpVersion::Http2, &Method::CONNECT) => Decision::Fail(HttpError::Local),
+        _ => decide(&live.snapshot, connection, &head, (leaves, draw), &mut record),
+    };
     let mut response = match decision {
         Decision::Fail(error) => reply::failure(&error, false, grpc, record),
         Decision::Redirect(location, code, ops) => reply::redirect(&location, code, ops, record),
         Decision::Direct(direct, ops) => reply::direct(direct, ops, record),
         Decision::Forward(plan) => {
-            let flow = Flow { engine, connection, live: &live, plan: &plan, upgrade, grpc };
+            let flow = Flow { engine, connection, live: &live, plan: &plan, switch, grpc };
             flow.forward(parts, authority, body, record).await
         }
     };
@@ -162,174 +136,28 @@ fn authority_of(parts: &Parts) -> Option<HeaderValue> {
     }
 }
 
-// === deciding ===
+// === impl Switch ===
 
-/// Routes a request and resolves its destination. Pure but for the record.
-fn decide<'a>(
-    snapshot: &'a Snapshot,
-    connection: &Connection,
-    head: &Head<'_>,
-    (upgrade, draw): (bool, u64),
-    record: &mut RequestRecord,
-) -> Decision<'a> {
-    let facts = &connection.facts;
-    let found = router::virtual_host(snapshot, &facts.source, facts.destination, head.authority);
-    let Some(host) = found else {
-        return Decision::Forward(Box::new(Plan {
-            untouched: true,
-            ..Plan::to(Destination::Dialled, connection.version)
-        }));
-    };
-    if let Some(service) = host.service {
-        record.service(service);
-    }
-    let resolved = match router::route(&host, &facts.source, head) {
-        Route::NoRule => return Decision::Fail(HttpError::NoRoute),
-        Route::Service(service) => own_service(snapshot, facts, service, &host)
-            .map(|destination| Plan::to(destination, connection.version)),
-        Route::Rule(rule, entry) => {
-            record.route(&rule.name);
-            match &rule.action {
-                Action::Redirect(redirect) => {
-                    let location = redirect::location(redirect, entry, head, host.port);
-                    return Decision::Redirect(location, redirect.code, &rule.response_headers);
-                }
-                Action::Direct(direct) => {
-                    return Decision::Direct(direct, &rule.response_headers);
-                }
-                Action::Forward(forward) => {
-                    let to = Matched { rule, forward, entry, draw };
-                    planned(snapshot, connection, head, &host, &to)
-                }
-            }
+impl Switch {
+    fn of(version: HttpVersion, method: &Method, headers: &HeaderMap) -> Self {
+        match version {
+            HttpVersion::Http1 if *method == Method::CONNECT => Self::Connect,
+            HttpVersion::Http1 if headers::asks_upgrade(headers) => Self::Upgrade,
+            HttpVersion::Http1 | HttpVersion::Http2 => Self::No,
         }
-    };
-    match resolved {
-        Ok(mut plan) => {
-            if let Destination::Service(target) = &plan.destination {
-                record.service(target.service);
-                plan.version = upstream_version(target.port.protocol, connection.version, upgrade);
-            }
-            Decision::Forward(Box::new(plan))
-        }
-        Err(error) => Decision::Fail(error),
     }
-}
 
-/// A rule that forwards, with what else its plan is made from.
-struct Matched<'a> {
-    rule: &'a crate::model::HttpRule,
-    forward: &'a Forward,
-    entry: Option<&'a HttpMatch>,
-    draw: u64,
-}
-
-fn planned<'a>(
-    snapshot: &'a Snapshot,
-    connection: &Connection,
-    head: &Head<'_>,
-    host: &VirtualHost<'a>,
-    to: &Matched<'a>,
-) -> Result<Plan<'a>, HttpError> {
-    let forward = to.forward;
-    let chosen = router::destination(forward, to.draw).ok_or(HttpError::NoCluster)?;
-    let destination = named_service(snapshot, &connection.facts, chosen, host.port)?;
-    let path = match &forward.rewrite.path {
-        Some(path) => Some(rewrite::rewritten(path, to.entry, head.uri).ok_or(HttpError::Local)?),
-        None => None,
-    };
-    Ok(Plan {
-        request_ops: [Some(&to.rule.request_headers), Some(&chosen.request_headers)],
-        response_ops: [Some(&to.rule.response_headers), Some(&chosen.response_headers)],
-        path,
-        authority: forward.rewrite.authority.as_ref().or(chosen.authority.as_ref()),
-        timeout: headers::timeout(forward.timeout, head.headers),
-        ..Plan::to(destination, connection.version)
-    })
-}
-
-/// The service that a rule names.
-fn named_service<'a>(
-    snapshot: &'a Snapshot,
-    facts: &ConnectionFacts,
-    chosen: &'a WeightedDestination,
-    addressed: u16,
-) -> Result<Destination<'a>, HttpError> {
-    let key = chosen.service.as_ref().ok_or(HttpError::NoCluster)?;
-    let service = snapshot.services.get(key).ok_or(HttpError::NoCluster)?;
-    let port = match (chosen.port, &*service.ports) {
-        (Some(port), _) => port,
-        (None, [only]) => only.port,
-        (None, _) => addressed,
-    };
-    let namespace = &*facts.source.name.namespace;
-    let subset = match &chosen.subset {
-        Some(name) => Some(snapshot.subset(service, namespace, name).ok_or(HttpError::NoCluster)?),
-        None => None,
-    };
-    to_service(snapshot, facts, (service, port), subset)
-}
-
-/// The service that was addressed, where no VirtualService says otherwise.
-fn own_service<'a>(
-    snapshot: &'a Snapshot,
-    facts: &ConnectionFacts,
-    service: &'a Arc<Service>,
-    host: &VirtualHost<'a>,
-) -> Result<Destination<'a>, HttpError> {
-    to_service(snapshot, facts, (service, host.port), None)
-}
-
-fn to_service<'a>(
-    snapshot: &'a Snapshot,
-    facts: &ConnectionFacts,
-    (service, port): (&'a Arc<Service>, u16),
-    subset: Option<&'a Subset>,
-) -> Result<Destination<'a>, HttpError> {
-    if matches!(service.kind, ServiceKind::ExternalName(_)) {
-        // Resolved by the client, who dialled the address.
-        return Ok(Destination::Dialled);
-    }
-    let port = service.port(port).ok_or(HttpError::NoCluster)?;
-    let rule = snapshot.destination_rule(service, &facts.source.name.namespace);
-    let default = TrafficPolicy::default();
-    let policy = rule.map_or(&default, |rule| rule.policy(subset, port.port));
-    Ok(Destination::Service(ServiceTarget {
-        service,
-        port,
-        subset,
-        policy: policy.load_balancer,
-        connect_timeout: policy.connect_timeout,
-    }))
-}
-
-/// What is spoken to an endpoint: what its port declares; on an undeclared port what the client
-/// speaks. An upgrade is HTTP/1.1's.
-fn upstream_version(protocol: Protocol, client: HttpVersion, upgrade: bool) -> HttpVersion {
-    match protocol {
-        Protocol::Http => HttpVersion::Http1,
-        Protocol::Http2 | Protocol::Grpc if upgrade => HttpVersion::Http1,
-        Protocol::Http2 | Protocol::Grpc => HttpVersion::Http2,
-        Protocol::Detect | Protocol::Tcp | Protocol::Tls => client,
-    }
-}
-
-impl<'a> Plan<'a> {
-    fn to(destination: Destination<'a>, version: HttpVersion) -> Self {
-        Self {
-            destination,
-            request_ops: [None; 2],
-            response_ops: [None; 2],
-            path: None,
-            authority: None,
-            timeout: None,
-            version,
-            untouched: false,
+    /// Whether an answer of this status means that bytes follow.
+    fn happens(self, status: StatusCode) -> bool {
+        match self {
+            Self::No => false,
+            Self::Upgrade => status == StatusCode::SWITCHING_PROTOCOLS,
+            Self::Connect => status.is_success(),
         }
     }
 }
 
-// === forwarding ===
+// === impl Flow ===
 
 /// What one request's forwarding reads.
 struct Flow<'a, C: Connect> {
@@ -337,7 +165,7 @@ struct Flow<'a, C: Connect> {
     connection: &'a Connection,
     live: &'a Live,
     plan: &'a Plan<'a>,
-    upgrade: bool,
+    switch: Switch,
     grpc: bool,
 }
 
@@ -352,7 +180,7 @@ impl<C: Connect> Flow<'_, C> {
         let gate = self.gate(&mut parts);
         let body = RequestBody::new(body, gate.clone());
         let progress = body.progress();
-        if self.prepare(&mut parts, authority).is_none() {
+        if self.prepared(&mut parts, authority).is_none() {
             return reply::failure(&HttpError::Local, false, self.grpc, record);
         }
         let mut deadline = self.plan.timeout.map(|timeout| progress.deadline(timeout));
@@ -403,60 +231,13 @@ impl<C: Connect> Flow<'_, C> {
         Some(Arc::default())
     }
 
-    /// Brings a head into the form that goes to the endpoint. `None`: it has no legal form.
-    fn prepare(&self, parts: &mut Parts, authority: Option<HeaderValue>) -> Option<()> {
-        let plan = self.plan;
-        let keep_upgrade = self.upgrade && plan.version == HttpVersion::Http1;
-        headers::strip_hop_by_hop(&mut parts.headers, keep_upgrade);
-        if let Some(path) = &plan.path {
-            let before = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str).to_owned();
-            headers::original_path(&mut parts.headers, &before);
-            parts.uri = replaced_path(&parts.uri, path.clone())?;
-        }
-        for ops in plan.request_ops.into_iter().flatten() {
-            headers::apply(ops, &mut parts.headers);
-        }
-        let authority = plan.authority.cloned().or(authority);
-        parts.version = match plan.version {
-            HttpVersion::Http1 => {
-                headers::join_cookies(&mut parts.headers);
-                self.http1_target(parts, authority)?;
-                Version::HTTP_11
-            }
-            HttpVersion::Http2 => {
-                self.http2_target(parts, authority)?;
-                Version::HTTP_2
-            }
+    fn prepared(&self, parts: &mut Parts, authority: Option<HeaderValue>) -> Option<()> {
+        let from = Origin {
+            version: self.connection.version,
+            dialled: self.connection.facts.destination,
+            upgrade: self.switch == Switch::Upgrade,
         };
-        Some(())
-    }
-
-    fn http1_target(&self, parts: &mut Parts, authority: Option<HeaderValue>) -> Option<()> {
-        let fallback =
-            || HeaderValue::from_str(&self.connection.facts.destination.to_string()).ok();
-        parts.headers.insert(HOST, authority.or_else(fallback)?);
-        // To a forward proxy outside the mesh the absolute form means something.
-        let keep = self.plan.untouched && self.connection.version == HttpVersion::Http1;
-        if !keep && parts.method != Method::CONNECT && parts.uri.authority().is_some() {
-            let target = parts.uri.path_and_query().cloned();
-            parts.uri = Uri::from(target.unwrap_or_else(|| PathAndQuery::from_static("/")));
-        }
-        Some(())
-    }
-
-    fn http2_target(&self, parts: &mut Parts, authority: Option<HeaderValue>) -> Option<()> {
-        let fallback = || self.connection.facts.destination.to_string();
-        let authority = authority.and_then(|value| value.to_str().ok().map(str::to_owned));
-        let authority: Authority = authority.unwrap_or_else(fallback).parse().ok()?;
-        let mut uri = std::mem::take(&mut parts.uri).into_parts();
-        uri.authority = Some(authority);
-        if parts.method != Method::CONNECT {
-            uri.scheme.get_or_insert(Scheme::HTTP);
-            uri.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
-        }
-        parts.uri = Uri::from_parts(uri).ok()?;
-        parts.headers.remove(HOST);
-        Some(())
+        form::prepare(parts, self.plan, authority, &from)
     }
 
     /// Sends the request; if no connection can be made, to another endpoint, twice more.
@@ -483,6 +264,13 @@ impl<C: Connect> Flow<'_, C> {
             }
             let since = Instant::now();
             match self.engine.shared.client.send(&self.target(&endpoint), request).await {
+                Ok((response, _))
+                    if response.status().is_informational()
+                        && !self.switch.happens(response.status()) =>
+                {
+                    // Nobody asked for another protocol.
+                    return Err(gave_up(HttpError::Protocol));
+                }
                 Ok((response, lease)) => return Ok(Answer { response, lease, active, since }),
                 Err(SendError::Failed(error)) => return Err(gave_up(error)),
                 Err(SendError::Connect(error, unsent)) => {
@@ -539,7 +327,7 @@ impl<C: Connect> Flow<'_, C> {
     /// The address that the client dialled, with the pod behind it if it is one's.
     fn dialled(&self) -> Endpoint {
         let address = self.connection.facts.destination;
-        let pod: Option<&Arc<Workload>> = self.live.snapshot.workloads_by_ip.get(&address.ip());
+        let pod = self.live.snapshot.workloads_by_ip.get(&address.ip());
         Endpoint { address, workload: pod.cloned(), ready: true }
     }
 
@@ -552,8 +340,8 @@ impl<C: Connect> Flow<'_, C> {
         since: Instant,
     ) -> Response<ResponseBody> {
         let (mut head, body) = response.into_parts();
-        let upgraded = head.status == StatusCode::SWITCHING_PROTOCOLS && self.upgrade;
-        headers::strip_hop_by_hop(&mut head.headers, upgraded);
+        let switched = self.switch.happens(head.status);
+        headers::strip_hop_by_hop(&mut head.headers, switched && self.switch == Switch::Upgrade);
         if !self.plan.untouched {
             headers::answered(&mut head.headers, since.elapsed());
         }
@@ -564,7 +352,7 @@ impl<C: Connect> Flow<'_, C> {
         if let Some(status) = grpc_status(&head.headers) {
             held.record.grpc_status(status);
         }
-        let body = match (upgraded, held.lease.take()) {
+        let body = match (switched, held.lease.take()) {
             (true, Some(Lease::Http1(_, _, connection))) => {
                 held.deadline = None;
                 let handover = Handover { upstream: connection.upgraded, held };
@@ -578,10 +366,4 @@ impl<C: Connect> Flow<'_, C> {
         };
         Response::from_parts(head, body)
     }
-}
-
-fn replaced_path(uri: &Uri, path: PathAndQuery) -> Option<Uri> {
-    let mut parts = uri.clone().into_parts();
-    parts.path_and_query = Some(path);
-    Uri::from_parts(parts).ok()
 }

@@ -71,14 +71,10 @@ pub fn virtual_host<'a>(
     if let Some((service, port)) = named.and_then(|named| visible(snapshot, named, dialled)) {
         return Some(host_for(snapshot, namespace, service, port));
     }
-    if named.is_none() && dialled.port() == FOREIGN_HOST_PORT && !host.is_empty() {
-        if let Some(found) = snapshot.virtual_service(&host, namespace) {
-            return Some(VirtualHost {
-                service: None,
-                virtual_service: Some(found),
-                port: dialled.port(),
-            });
-        }
+    let foreign = named.is_none() && dialled.port() == FOREIGN_HOST_PORT && !host.is_empty();
+    if foreign && let Some(found) = snapshot.virtual_service(&host, namespace) {
+        let virtual_service = Some(found);
+        return Some(VirtualHost { service: None, virtual_service, port: dialled.port() });
     }
     let (service, port) = dialled_service(snapshot, dialled)?;
     Some(host_for(snapshot, namespace, service, port))

@@ -22,7 +22,11 @@ pub struct SpiffeError(String);
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        write!(
+            f,
+            "spiffe://{}/ns/{}/sa/{}",
+            self.trust_domain, self.namespace, self.service_account
+        )
     }
 }
 
@@ -60,7 +64,9 @@ mod tests {
 
     #[test]
     fn foreign_shapes_are_refused() {
-        for text in ["", "spiffe://", "spiffe://td/ns/a/sa/", "spiffe://td/ns/a/sa/b/c", "http://td"] {
+        for text in
+            ["", "spiffe://", "spiffe://td/ns/a/sa/", "spiffe://td/ns/a/sa/b/c", "http://td"]
+        {
             assert!(text.parse::<SpiffeId>().is_err(), "{text}");
         }
     }

@@ -26,7 +26,7 @@ impl Connect for Upstream {
             match error {
                 OpenError::Timeout(_) => ConnectError::Timeout,
                 OpenError::Connect(_, error) => error.into(),
-                OpenError::Tunnel(_, error) => ConnectError::Remote(error.to_string()),
+                OpenError::Tunnel(_, _, error) => ConnectError::Remote(error.to_string()),
                 OpenError::NoCertificate(_) | OpenError::OwnPort(_) => {
                     ConnectError::Local(error.to_string())
                 }

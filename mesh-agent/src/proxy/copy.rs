@@ -200,9 +200,8 @@ mod tests {
     async fn half_close_passes_each_way() {
         let (mut client, mut client_far) = duplex(1000);
         let (mut server, mut server_far) = duplex(1000);
-        let copy = async {
-            bidirectional(&mut client_far, &mut server_far, b"first ", |_, _| {}).await
-        };
+        let copy =
+            async { bidirectional(&mut client_far, &mut server_far, b"first ", |_, _| {}).await };
         let ends = async {
             client.write_all(b"request").await.unwrap();
             client.shutdown().await.unwrap();

@@ -33,7 +33,8 @@ pub(super) async fn serve_plaintext(worker: &Rc<Worker>, accepted: Accepted) {
     let peer = unmapped(peer);
     let live = worker.shared.live.load_full();
     let workload = live.snapshot.workloads_by_uid.get(&pod.uid).cloned();
-    let mut record = open_record(worker, live.snapshot.workloads_by_ip.get(&peer.ip()), peer, target);
+    let mut record =
+        open_record(worker, live.snapshot.workloads_by_ip.get(&peer.ip()), peer, target);
     // Without configuration for the pod nothing says that plaintext may come in: fail closed.
     let mode = workload
         .as_ref()
@@ -96,12 +97,7 @@ pub(super) async fn serve_tunnel(worker: &Rc<Worker>, accepted: Accepted) {
     }
 }
 
-async fn serve_stream(
-    worker: Rc<Worker>,
-    pod: Arc<LocalPod>,
-    client: IpAddr,
-    incoming: Incoming,
-) {
+async fn serve_stream(worker: Rc<Worker>, pod: Arc<LocalPod>, client: IpAddr, incoming: Incoming) {
     let target = incoming.authority;
     let identity = incoming.peer.clone();
     let live = worker.shared.live.load_full();
@@ -117,7 +113,8 @@ async fn serve_stream(
         .await;
     match dialled {
         Ok(application) => {
-            record.established(live.snapshot.workloads_by_uid.get(&pod.uid).cloned(), Some(identity));
+            record
+                .established(live.snapshot.workloads_by_uid.get(&pod.uid).cloned(), Some(identity));
             drop(live);
             let stream = incoming.accept();
             join(stream, application, |received, sent| count(&record, received, sent)).await;
@@ -130,11 +127,7 @@ async fn serve_stream(
     }
 }
 
-async fn join(
-    mut stream: TunnelStream,
-    mut application: TcpStream,
-    progress: impl Fn(u64, u64),
-) {
+async fn join(mut stream: TunnelStream, mut application: TcpStream, progress: impl Fn(u64, u64)) {
     match copy::bidirectional(&mut stream, &mut application, &[], progress).await.1 {
         Ok(()) => {}
         Err(Broken::Client) => reset_tcp(application),

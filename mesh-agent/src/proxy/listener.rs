@@ -81,13 +81,7 @@ fn gone_before_accept(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
 }
 
-fn give(
-    worker: &Rc<Worker>,
-    pod: &Arc<LocalPod>,
-    kind: Kind,
-    stream: StdStream,
-    peer: SocketAddr,
-) {
+fn give(worker: &Rc<Worker>, pod: &Arc<LocalPod>, kind: Kind, stream: StdStream, peer: SocketAddr) {
     let handles = worker.handles();
     let loads = handles.iter().map(|handle| handle.load.load(Ordering::Relaxed));
     let chosen = spread::choose(loads, worker.index);

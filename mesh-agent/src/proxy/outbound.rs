@@ -104,11 +104,7 @@ fn service_of(live: &Live, target: SocketAddr) -> Option<(Arc<Service>, u16)> {
 
 /// What the destination speaks. An address of no service is looked at only where some service has
 /// HTTP on the same port number: only then could a `Host` choose a route (Istio's listener by port).
-fn protocol_of(
-    live: &Live,
-    target: SocketAddr,
-    service: Option<&(Arc<Service>, u16)>,
-) -> Protocol {
+fn protocol_of(live: &Live, target: SocketAddr, service: Option<&(Arc<Service>, u16)>) -> Protocol {
     match service {
         Some((service, port)) => service.port(*port).map_or(Protocol::Tcp, |port| port.protocol),
         None if live.snapshot.http_ports.contains(&target.port()) => Protocol::Detect,
@@ -119,11 +115,8 @@ fn protocol_of(
 async fn serve_http(worker: &Rc<Worker>, facts: Facts, client: TcpStream, version: HttpVersion) {
     let mut record = worker.telemetry.connection(facts.start(Layer::Http));
     record.established(None, None);
-    let connection = ConnectionFacts {
-        source: facts.source,
-        peer: facts.peer,
-        destination: facts.target,
-    };
+    let connection =
+        ConnectionFacts { source: facts.source, peer: facts.peer, destination: facts.target };
     let shutdown = worker.drain.clone();
     let served = http::serve(&worker.engine, client, connection, version, shutdown).await;
     if let Err(error) = served {
@@ -207,11 +200,7 @@ struct Opened {
     _active: Option<ActiveGuard>,
 }
 
-async fn serve_tcp(
-    worker: &Rc<Worker>,
-    facts: Facts,
-    client: TcpStream,
-) {
+async fn serve_tcp(worker: &Rc<Worker>, facts: Facts, client: TcpStream) {
     let mut record = worker.telemetry.connection(facts.start(Layer::Tcp));
     match open(worker, &facts).await {
         Ok(upstream) => relay(client, upstream, &mut record, &[]).await,

@@ -174,7 +174,12 @@ impl Worker {
         }
     }
 
-    fn listen(self: &Rc<Self>, pod: Arc<LocalPod>, listeners: PodListeners, stop: &CancellationToken) {
+    fn listen(
+        self: &Rc<Self>,
+        pod: Arc<LocalPod>,
+        listeners: PodListeners,
+        stop: &CancellationToken,
+    ) {
         let kinds = [
             (Kind::Outbound, listeners.outbound),
             (Kind::Plaintext, listeners.plaintext),
@@ -182,13 +187,7 @@ impl Worker {
         ];
         for (kind, sockets) in kinds {
             for socket in sockets {
-                let task = listener::accept(
-                    self.clone(),
-                    pod.clone(),
-                    kind,
-                    socket,
-                    stop.clone(),
-                );
+                let task = listener::accept(self.clone(), pod.clone(), kind, socket, stop.clone());
                 self.tracker.spawn_local(task);
             }
         }

@@ -115,10 +115,13 @@ impl RequestRecord {
         self.key.service = Some(ByPointer(Arc::clone(service)));
     }
 
-    /// The route that matched: the name of the rule, and the object that it is from if any.
-    pub fn route(&mut self, name: &str) {
+    /// The rule that matched, and the name of the match entry that held: `rule` or `rule.entry`.
+    pub fn route(&mut self, rule: &str, entry: Option<&str>) {
         if let Some(log) = &mut self.log {
-            name.clone_into(&mut log.route);
+            log.route = match entry.filter(|entry| !entry.is_empty()) {
+                Some(entry) => format!("{rule}.{entry}"),
+                None => rule.to_owned(),
+            };
         }
     }
 

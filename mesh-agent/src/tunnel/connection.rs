@@ -28,7 +28,7 @@ pub(super) const TICK: Duration = Duration::from_secs(10);
 pub(super) const IDLE_TICKS: u32 = 6;
 
 /// Reads and writes of one connection before the worker's other tasks have their turn.
-const ROUNDS: u32 = 4;
+const ROUNDS: u32 = 2;
 
 /// What a stream's user waits for.
 #[derive(Default)]
@@ -54,6 +54,8 @@ enum Input {
     More,
     /// There is no more for now.
     Drained,
+    /// Replies have to leave first.
+    Congested,
     /// There will never be more.
     Ended,
 }
@@ -180,18 +182,24 @@ impl<H: FnMut(TunnelStream, ConnectHead)> Driver<H> {
         self.register(cx);
         self.poll_shutdown(cx);
         self.dispatch();
-        let more_to_read = match self.poll_input(cx)? {
-            Input::More => true,
-            Input::Drained => false,
-            Input::Ended => return Poll::Ready(Ok(())),
-        };
+        let input = self.poll_input(cx)?;
+        if matches!(input, Input::Ended) {
+            return Poll::Ready(Ok(()));
+        }
         self.poll_tick(cx)?;
         let more_to_write = self.poll_output(cx)?;
         if self.closing && !more_to_write && !self.io.tls.wants_write() {
             let failure = self.shared.borrow().wire.failure();
             return Poll::Ready(failure.map_or(Ok(()), |failure| Err(io::Error::other(failure))));
         }
-        if more_to_read || more_to_write {
+        let again = match input {
+            Input::More => true,
+            // The socket's readiness was not asked for. If writing is what holds it up, that
+            // wakes this task; if nothing does any more, nobody else would.
+            Input::Congested => !self.io.tls.wants_write(),
+            Input::Drained | Input::Ended => false,
+        };
+        if again || more_to_write {
             cx.waker().wake_by_ref();
         }
         Poll::Pending
@@ -219,8 +227,11 @@ impl<H: FnMut(TunnelStream, ConnectHead)> Driver<H> {
             let now = self.started.elapsed();
             let read = {
                 let wire = &mut self.shared.borrow_mut().wire;
-                if wire.failure().is_some() || (wire.is_congested() && self.io.tls.wants_write()) {
+                if wire.failure().is_some() {
                     return Ok(Input::Drained);
+                }
+                if wire.is_congested() {
+                    return Ok(Input::Congested);
                 }
                 // A failure stays in `wire`; GOAWAY goes out before the connection ends.
                 self.io.poll_read(cx, |octets| {

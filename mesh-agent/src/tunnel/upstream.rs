@@ -4,9 +4,11 @@
 //! Invariant: to a destination that is known to be in the mesh nothing is sent in plaintext because
 //! a tunnel failed; and a tunnel carries one source's identity only.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -19,7 +21,7 @@ use tokio::net::TcpStream;
 
 use super::{ClientTls, ConnectHead, Pool, PoolKey, TunnelError, TunnelStream};
 use crate::capture::{Capture, PodNet};
-use crate::identity::Identities;
+use crate::identity::{Credentials, Identities};
 use crate::model::{SpiffeId, Workload};
 
 /// A pod of this node whose sockets are captured.
@@ -63,8 +65,8 @@ pub enum OpenError {
     #[error("cannot connect to {0}: {1}")]
     Connect(SocketAddr, #[source] io::Error),
     /// The tunnel failed: no connection, wrong identity, or the far side refused.
-    #[error("no tunnel to {0}: {1}")]
-    Tunnel(SocketAddr, #[source] TunnelError),
+    #[error("no tunnel to {0}, where {1} should be: {2}")]
+    Tunnel(SocketAddr, SpiffeId, #[source] TunnelError),
     /// No certificate for the source.
     #[error("no certificate for {0}")]
     NoCertificate(SpiffeId),
@@ -94,6 +96,8 @@ pub struct Upstream {
     identities: Arc<Identities>,
     pods: LocalPodsHandle,
     pool: Pool,
+    /// The certificate that each source opened its tunnels with.
+    used: Rc<RefCell<FxHashMap<SpiffeId, Arc<Credentials>>>>,
 }
 
 impl Upstream {
@@ -104,7 +108,7 @@ impl Upstream {
         pods: LocalPodsHandle,
         pool: Pool,
     ) -> Self {
-        Self { capture, identities, pods, pool }
+        Self { capture, identities, pods, pool, used: Rc::default() }
     }
 
     /// The pod of this node with that UID.
@@ -159,9 +163,9 @@ impl Upstream {
         target: SocketAddr,
         timeout: Duration,
     ) -> Result<UpstreamIo, OpenError> {
-        let client = source.ip_like(target.ip()).ok_or_else(|| {
-            OpenError::Connect(target, io::ErrorKind::AddrNotAvailable.into())
-        })?;
+        let client = source
+            .ip_like(target.ip())
+            .ok_or_else(|| OpenError::Connect(target, io::ErrorKind::AddrNotAvailable.into()))?;
         self.capture
             .dial_into_pod(&pod.net, client, target, timeout)
             .await
@@ -182,6 +186,17 @@ impl Upstream {
             .map_err(|error| OpenError::Connect(target, error))
     }
 
+    /// Takes tunnels that were opened with an earlier certificate out of use.
+    fn retire_old(&self, identity: &SpiffeId, credentials: &Arc<Credentials>) {
+        let mut used = self.used.borrow_mut();
+        match used.insert(identity.clone(), credentials.clone()) {
+            Some(before) if !Arc::ptr_eq(&before, credentials) => {
+                self.pool.retire(|key| key.source == *identity);
+            }
+            _ => {}
+        }
+    }
+
     async fn open_tunnel(
         &self,
         source: &LocalPod,
@@ -193,6 +208,7 @@ impl Upstream {
             .identities
             .current(&source.identity)
             .ok_or_else(|| OpenError::NoCertificate(source.identity.clone()))?;
+        self.retire_old(&source.identity, &credentials);
         let address = SocketAddr::new(target.ip(), ports::TUNNEL);
         let key = PoolKey {
             source_uid: source.uid.clone(),
@@ -211,7 +227,7 @@ impl Upstream {
             .connect(&key, &head, &ClientTls { config, server_name }, dial)
             .await
             .map(UpstreamIo::Tunnel)
-            .map_err(|error| OpenError::Tunnel(target, error))
+            .map_err(|error| OpenError::Tunnel(target, workload.identity.clone(), error))
     }
 }
 

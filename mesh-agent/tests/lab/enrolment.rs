@@ -28,7 +28,7 @@ fn a_pod_outside_the_mesh_is_untouched() {
     let stranger = lab.pod("outside/stranger").unwrap();
     let enrolled = lab.meshctl("node1", &["-o", "json", "workloads"]).unwrap();
     let enrolled: serde_json::Value = serde_json::from_str(&enrolled).unwrap();
-    let row = enrolled
+    let row = enrolled["workloads"]
         .as_array()
         .unwrap()
         .iter()

@@ -26,7 +26,8 @@ fn modes_hold_for_mesh_namespace_workload_and_port() {
     let Some(lab) = support::lab(2) else { return };
     support::apply(&lab, SHOP, SHOP_PODS);
     lab.wait_ready("outside/stranger").unwrap();
-    let (client, stranger) = (lab.pod("shop/client").unwrap(), lab.pod("outside/stranger").unwrap());
+    let (client, stranger) =
+        (lab.pod("shop/client").unwrap(), lab.pod("outside/stranger").unwrap());
     let (near, far) = (lab.pod("shop/near").unwrap(), lab.pod("shop/far").unwrap());
     assert!(taken(&stranger, &near, 8080) && taken(&stranger, &far, 8080), "permissive by default");
 

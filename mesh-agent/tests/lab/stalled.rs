@@ -33,7 +33,7 @@ fn median(client: &Pod) -> f64 {
         &["malha-load", "http", "--requests", "200", "--concurrency", "1", "http://far.shop/"],
     );
     assert_eq!(report["statuses"]["200"], 200, "{report}");
-    report["latency_ms"]["p50"].as_f64().expect("a median")
+    report["latency_us"]["p50"].as_f64().expect("a median") / 1000.0
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Builds labs for tests and asks their pods.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use mesh_agent::identity::LocalCa;
 use xtask::lab::{Lab, Pod};
 
 /// Ten times what anything here takes on a quiet machine.
@@ -45,6 +46,36 @@ pub fn ok(pod: &Pod, command: &[&str]) -> String {
 pub fn json(pod: &Pod, command: &[&str]) -> serde_json::Value {
     let text = ok(pod, command);
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{command:?}: {error}: {text}"))
+}
+
+/// A certificate and key in files, and the mesh's root.
+pub struct Files {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    pub root: PathBuf,
+}
+
+/// Issues a certificate from the lab's root, as a foreign peer that shares the trust would have.
+pub fn issue(lab: &Lab, identity: &str) -> Files {
+    let ca = lab.run_dir().join("ca");
+    let read = |name: &str| std::fs::read_to_string(ca.join(name)).expect("the lab's root");
+    let authority = LocalCa::load(&read("root-cert.pem"), &read("root-key.pem")).unwrap();
+    let (life, now) = (Duration::from_secs(3600), std::time::SystemTime::now());
+    let issued = authority.issue(&identity.parse().unwrap(), life, now).unwrap();
+    let name = identity.replace([':', '/'], "_");
+    let write = |suffix: &str, label: &str, der: &[u8]| {
+        use base64::Engine as _;
+        let body = base64::engine::general_purpose::STANDARD.encode(der);
+        let path = ca.join(format!("{name}.{suffix}"));
+        let pem = format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n");
+        std::fs::write(&path, pem).expect("the file is written");
+        path
+    };
+    Files {
+        certificate: write("crt", "CERTIFICATE", &issued.chain[0]),
+        key: write("key", "PRIVATE KEY", issued.key.secret_der()),
+        root: ca.join("root-cert.pem"),
+    }
 }
 
 /// Calls `probe` until it gives something, or the deadline passes.

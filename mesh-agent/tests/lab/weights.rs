@@ -36,13 +36,27 @@ spec:
 /// How many requests each pod answered; all must succeed.
 fn load(client: &Pod, requests: u32, extra: &[&str]) -> (u64, u64) {
     let count = requests.to_string();
-    let mut command = vec!["malha-load", "http", "--requests", &count, "--concurrency", "16"];
+    let mut command = vec![
+        "malha-load",
+        "http",
+        "--requests",
+        &count,
+        "--concurrency",
+        "16",
+        "--count-header",
+        "x-echo-pod",
+    ];
     command.extend_from_slice(extra);
     command.push("http://echo.shop/");
     let report = support::json(client, &command);
     assert_eq!(report["statuses"]["200"], u64::from(requests), "{report}");
-    let pods = &report["pods"];
-    (pods["near"].as_u64().unwrap_or(0), pods["far"].as_u64().unwrap_or(0))
+    (answered_by(&report, "near"), answered_by(&report, "far"))
+}
+
+/// Requests that a pod answered, by its header.
+fn answered_by(report: &serde_json::Value, pod: &str) -> u64 {
+    let rows = report["headers"].as_array().expect("counts by header");
+    rows.iter().filter(|row| row["value"] == pod).filter_map(|row| row["count"].as_u64()).sum()
 }
 
 /// Five standard deviations of a binomial with this share: a fair split misses it once in 1.7
@@ -85,8 +99,17 @@ fn ninety_ten_holds_over_ten_thousand_requests() {
 fn a_change_of_weights_fails_no_request() {
     let Some((lab, client)) = ninety_ten(2) else { return };
     let running = client
-        .spawn(&["malha-load", "http", "--duration", "6s", "--rate", "400", "--concurrency", "8",
-            "http://echo.shop/"])
+        .spawn(&[
+            "malha-load",
+            "http",
+            "--duration",
+            "6",
+            "--rate",
+            "400",
+            "--concurrency",
+            "8",
+            "http://echo.shop/",
+        ])
         .unwrap();
     for (near, far) in [(90, 10), (0, 100), (50, 50), (100, 0)] {
         lab.apply(&split(near, far)).unwrap();
@@ -117,8 +140,17 @@ spec:
     support::apply(&lab, second, &["shop/client2"]);
     let client2 = lab.pod("shop/client2").unwrap();
     let other = client2
-        .spawn(&["malha-load", "http", "--requests", "5000", "--concurrency", "64",
-            "http://echo.shop/"])
+        .spawn(&[
+            "malha-load",
+            "http",
+            "--requests",
+            "5000",
+            "--concurrency",
+            "64",
+            "--count-header",
+            "x-echo-pod",
+            "http://echo.shop/",
+        ])
         .unwrap();
     let (near, far) = load(&client, 5_000, &[]);
     assert_eq!(near + far, 5_000);
@@ -126,15 +158,13 @@ spec:
     let output = other.wait_with_output().unwrap();
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["statuses"]["200"], 5_000, "{report}");
-    assert_share(report["pods"]["near"].as_u64().unwrap_or(0), 5_000, 0.1);
+    assert_share(answered_by(&report, "near"), 5_000, 0.1);
     // 64 connections of one pod were on more than its home worker.
     let status: serde_json::Value =
         serde_json::from_str(&lab.meshctl("node1", &["-o", "json", "status"]).unwrap()).unwrap();
-    let served: Vec<u64> = status["workers"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|worker| worker["accepted"].as_u64().unwrap())
+    let served: Vec<u64> = (0..4)
+        .map(|worker| &status["capture"]["counters"][format!("worker_{worker}_accepted")])
+        .map(|accepted| accepted.as_u64().expect("a counter"))
         .collect();
     assert_eq!(served.len(), 4);
     assert!(served.iter().all(|accepted| *accepted >= 5), "{served:?}");

@@ -75,8 +75,7 @@ impl Cluster {
 
     pub(super) fn apply(&mut self, manifests: &str) -> anyhow::Result<()> {
         for document in manifest::read(manifests)? {
-            let key =
-                (document.kind.clone(), document.namespace.clone(), document.name.clone());
+            let key = (document.kind.clone(), document.namespace.clone(), document.name.clone());
             let before = self.documents.insert(key, document.clone());
             let changed = before.is_none_or(|before| before.value != document.value);
             self.take(&document, changed).with_context(|| document.id())?;
@@ -195,8 +194,7 @@ impl Cluster {
         };
         let sandbox = Sandbox::create(&node, &dir, &spec)?;
         let ports = self.start_containers(&sandbox, &object, name, &dir.join(&uid))?;
-        let ips =
-            vec![IpAddr::V4(pod_v4(node.index, host)), IpAddr::V6(pod_v6(node.index, host))];
+        let ips = vec![IpAddr::V4(pod_v4(node.index, host)), IpAddr::V6(pod_v6(node.index, host))];
         let pod = Pod {
             name: id.to_owned(),
             uid: uid.into(),

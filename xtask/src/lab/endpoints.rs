@@ -79,8 +79,8 @@ impl Service {
             let number = number.with_context(|| format!("spec.ports[{index}].port"))?;
             let wants_node_port = spec["type"] == "NodePort" || spec["type"] == "LoadBalancer";
             let given = port["nodePort"].as_u64().and_then(|port| u16::try_from(port).ok());
-            let node_port = wants_node_port
-                .then(|| given.unwrap_or_else(|| 30_000 + (number % 2_767)));
+            let node_port =
+                wants_node_port.then(|| given.unwrap_or_else(|| 30_000 + (number % 2_767)));
             ports.push(Port {
                 port: number,
                 node_port,

@@ -91,9 +91,9 @@ pub(super) fn sweep() -> anyhow::Result<()> {
 fn guarded(run_dir: &Path) -> bool {
     let Ok(processes) = std::fs::read_dir("/proc") else { return false };
     let wanted = text(run_dir);
-    let lines = processes.flatten().map(|process: std::fs::DirEntry| -> PathBuf {
-        process.path().join("cmdline")
-    });
+    let lines = processes
+        .flatten()
+        .map(|process: std::fs::DirEntry| -> PathBuf { process.path().join("cmdline") });
     lines.filter_map(|file| std::fs::read(file).ok()).any(|line| {
         let line = String::from_utf8_lossy(&line);
         line.contains("malha-lab-guardian") && line.split('\0').any(|word| word == wanted)

@@ -235,7 +235,11 @@ impl Lab {
     /// When they are not in time; the message holds the end of its log.
     pub fn wait_ready(&self, name: &str) -> anyhow::Result<Pod> {
         let pod = self.pod(name)?;
-        let ready = wait(|| self.cluster().refresh().map(|()| self.cluster().is_ready(name)));
+        let ready = wait(|| {
+            let mut cluster = self.cluster();
+            cluster.refresh()?;
+            Ok(cluster.is_ready(name))
+        });
         ready.with_context(|| format!("pod {name} is not ready: {}", pod.log_tail()))?;
         Ok(pod)
     }

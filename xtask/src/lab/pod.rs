@@ -80,7 +80,8 @@ impl Sandbox {
         }
         let cgroup = node.cgroup.child("kubepods")?.child(&format!("pod{}", spec.uid))?;
         let pause = cgroup.child("pause")?;
-        let holder = Holder::start(&pause, &["--mount", "--uts", "--propagation", "slave"], &script)?;
+        let holder =
+            Holder::start(&pause, &["--mount", "--uts", "--propagation", "slave"], &script)?;
         connect(node, &holder, spec.host)?;
         let path = format!(
             "{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -145,7 +146,8 @@ impl Sandbox {
     /// Ends all processes and removes the cgroup; the namespaces go with them.
     pub(super) fn destroy(&self) -> anyhow::Result<()> {
         self.cgroup.destroy()?;
-        for child in self.containers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter_mut()
+        for child in
+            self.containers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter_mut()
         {
             let _ = child.wait();
         }
@@ -248,7 +250,8 @@ impl Pod {
     #[must_use]
     pub fn log_tail(&self) -> String {
         let Ok(files) = std::fs::read_dir(&self.sandbox.dir) else { return String::new() };
-        let logs = files.flatten().filter(|file| file.path().extension().is_some_and(|e| e == "log"));
+        let logs =
+            files.flatten().filter(|file| file.path().extension().is_some_and(|e| e == "log"));
         logs.filter_map(|file| std::fs::read_to_string(file.path()).ok())
             .map(|log| tail(&log))
             .collect::<Vec<_>>()

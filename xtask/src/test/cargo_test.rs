@@ -26,11 +26,22 @@ const MAX_NAMED: usize = 50;
 
 /// What to run.
 pub(super) struct Tests<'a> {
-    /// Names of integration tests; those that do not exist are left out.
-    pub(super) targets: &'a [&'a str],
+    pub(super) which: Which<'a>,
     /// Tests at once; libtest's default if absent.
     pub(super) threads: Option<usize>,
     pub(super) filter: Option<&'a str>,
+    /// Tests whose name contains this have a stage of their own.
+    pub(super) skip: Option<&'a str>,
+}
+
+/// Test programs of the workspace.
+pub(super) enum Which<'a> {
+    /// Integration tests of these names, as far as they exist.
+    Named(&'a [&'a str]),
+    /// Those inside libraries and programs, and integration tests of other names.
+    AllBut(&'a [&'a str]),
+    /// Those inside libraries.
+    Libraries,
 }
 
 #[derive(Deserialize)]
@@ -50,47 +61,43 @@ struct Target {
 }
 
 impl Tests<'_> {
-    /// Runs those targets that exist; without any the outcome is empty.
+    /// Runs them; the outcome is empty if there are none.
     pub(super) fn run(&self) -> anyhow::Result<Outcome> {
-        let existing = targets()?;
-        let wanted: Vec<_> = self.targets.iter().filter(|name| has(&existing, name)).collect();
-        if wanted.is_empty() {
-            say(&format!("no test target is called {}", self.targets.join(" or ")));
-            return Ok(Outcome::default());
+        // The whole workspace each time: the same features, so nothing is compiled twice.
+        let mut command = cargo();
+        command.args(["test", "--workspace", "--no-fail-fast"]);
+        let targets = match self.which {
+            Which::Libraries => {
+                command.arg("--lib");
+                Vec::new()
+            }
+            Which::AllBut(others) => {
+                command.args(["--lib", "--bins"]);
+                targets()?.into_iter().filter(|name| !others.contains(&name.as_str())).collect()
+            }
+            Which::Named(names) => {
+                let all = targets()?;
+                let wanted = all.into_iter().filter(|name| names.contains(&name.as_str()));
+                let wanted: Vec<_> = wanted.collect();
+                if wanted.is_empty() {
+                    say(&format!("no test target is called {}", names.join(" or ")));
+                    return Ok(Outcome::default());
+                }
+                wanted
+            }
+        };
+        for target in targets {
+            command.args(["--test", &target]);
         }
-        let mut command = command();
-        for target in wanted {
-            command.args(["--test", target]);
+        // A line for each test: a summary of dots names nobody.
+        command.args(self.filter).args(["--", "--format=pretty"]);
+        if let Some(skip) = self.skip {
+            command.args(["--skip", skip]);
         }
-        arguments(&mut command, self.filter, self.threads);
+        if let Some(threads) = self.threads {
+            command.arg(format!("--test-threads={threads}"));
+        }
         execute(&mut command, &mut std::io::stderr())
-    }
-}
-
-/// Runs unit tests of all crates and every integration test that is not among `others`.
-pub(super) fn unit(others: &[&str], filter: Option<&str>) -> anyhow::Result<Outcome> {
-    let mut command = command();
-    command.args(["--lib", "--bins"]);
-    for target in targets()?.iter().filter(|name| !others.contains(&name.as_str())) {
-        command.args(["--test", target]);
-    }
-    arguments(&mut command, filter, None);
-    execute(&mut command, &mut std::io::stderr())
-}
-
-/// The whole workspace each time: the same features, so nothing is compiled twice.
-fn command() -> Command {
-    let mut command = cargo();
-    command.args(["test", "--quiet", "--workspace", "--no-fail-fast"]);
-    command
-}
-
-fn arguments(command: &mut Command, filter: Option<&str>, threads: Option<usize>) {
-    command.args(filter).arg("--");
-    // A line for each test: a summary of dots names nobody.
-    command.arg("--format=pretty");
-    if let Some(threads) = threads {
-        command.arg(format!("--test-threads={threads}"));
     }
 }
 
@@ -101,10 +108,6 @@ fn targets() -> anyhow::Result<Vec<String>> {
     let targets = metadata.packages.into_iter().flat_map(|package| package.targets);
     let tests = targets.filter(|target| target.kind.iter().any(|kind| kind == "test"));
     Ok(tests.map(|target| target.name).collect())
-}
-
-fn has(names: &[String], name: &str) -> bool {
-    names.iter().any(|other| other == name)
 }
 
 /// Runs a command, counting its lines and passing them on to `sink`.
@@ -274,6 +277,6 @@ mod tests {
 
     #[test]
     fn the_lab_is_a_target() {
-        assert!(has(&targets().unwrap(), "lab"));
+        assert!(targets().unwrap().contains(&"lab".to_owned()));
     }
 }

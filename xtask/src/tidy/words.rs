@@ -10,12 +10,13 @@ const LONG_FILE: usize = 600;
 const LONG_LINE: usize = 100;
 
 /// The only places where `unsafe` may stand: each behind a safe surface.
-const UNSAFE: [&str; 5] = [
+const UNSAFE: [&str; 6] = [
     "mesh-ebpf/src/ctx.rs",
     "mesh-ebpf/src/maps.rs",
     "mesh-common/src/maps.rs",
     "mesh-agent/src/capture/loader.rs",
     "mesh-agent/src/capture/socket.rs",
+    "mesh-agent/tests/capture/checks.rs",
 ];
 
 /// Where Kubernetes types may be named; the data path knows only `model`.
@@ -97,7 +98,8 @@ fn lengths(source: &Source<'_>, report: &mut Report) {
         let message = format!("{length} lines before the tests: a reason to look again");
         report.note(source.path, 0, message);
     }
-    for (line, text) in (1..).zip(source.text.lines()) {
+    // Tests hold data whose lines mean something.
+    for (line, text) in (1..source.tests_from).zip(source.text.lines()) {
         let columns = text.chars().count();
         if columns > LONG_LINE {
             report.note(source.path, line, format!("{columns} columns"));

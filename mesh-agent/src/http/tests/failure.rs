@@ -313,56 +313,58 @@ fn what_is_not_of_the_mesh_passes_as_it_is() {
     });
 }
 
+/// Three rules: a redirect, a direct response, a rewrite; each sets headers where it may.
+fn rules() -> Vec<HttpRule> {
+    let set = |value: &'static str| HeaderOps {
+        set: vec![HeaderEdit {
+            name: "x-rule".parse().unwrap(),
+            value: HeaderValue::from_static(value),
+        }],
+        ..HeaderOps::default()
+    };
+    let at = |path: &str, rule: HttpRule| HttpRule {
+        matches: vec![HttpMatch {
+            uri: Some(StringMatch::Prefix(path.into())),
+            ..HttpMatch::default()
+        }],
+        ..rule
+    };
+    let base = forwarding(forward(&[("web", Some("v1"), 1)]));
+    let redirect = Action::Redirect(Redirect {
+        path: RedirectPath::Uri("/new".into()),
+        authority: None,
+        port: RedirectPort::Keep,
+        scheme: Some("https".into()),
+        code: StatusCode::FOUND,
+    });
+    let direct = Action::Direct(DirectResponse {
+        status: StatusCode::IM_A_TEAPOT,
+        body: Bytes::from_static(b"short and stout"),
+    });
+    let mut to = forward(&[("web", Some("v1"), 1)]);
+    to.destinations[0].response_headers = set("destination");
+    to.rewrite = Rewrite {
+        path: Some(PathRewrite::Uri("/v2/".into())),
+        authority: Some(HeaderValue::from_static("inner.example")),
+    };
+    vec![
+        at("/old", HttpRule { action: redirect, ..base.clone() }),
+        at("/tea", HttpRule { action: direct, response_headers: set("direct"), ..base }),
+        at(
+            "/api/",
+            HttpRule {
+                request_headers: set("request"),
+                response_headers: set("rule"),
+                ..forwarding(to)
+            },
+        ),
+    ]
+}
+
 #[test]
 fn redirects_direct_responses_and_header_operations() {
     run(async {
-        let set = |value: &'static str| HeaderOps {
-            set: vec![HeaderEdit {
-                name: "x-rule".parse().unwrap(),
-                value: HeaderValue::from_static(value),
-            }],
-            ..HeaderOps::default()
-        };
-        let at = |path: &str, rule: HttpRule| HttpRule {
-            matches: vec![HttpMatch {
-                uri: Some(StringMatch::Prefix(path.into())),
-                ..HttpMatch::default()
-            }],
-            ..rule
-        };
-        let base = forwarding(forward(&[("web", Some("v1"), 1)]));
-        let redirect = Action::Redirect(Redirect {
-            path: RedirectPath::Uri("/new".into()),
-            authority: None,
-            port: RedirectPort::Keep,
-            scheme: Some("https".into()),
-            code: StatusCode::FOUND,
-        });
-        let direct = Action::Direct(DirectResponse {
-            status: StatusCode::IM_A_TEAPOT,
-            body: Bytes::from_static(b"short and stout"),
-        });
-        let mut to = forward(&[("web", Some("v1"), 1)]);
-        to.destinations[0].response_headers = set("destination");
-        to.rewrite = Rewrite {
-            path: Some(PathRewrite::Uri("/v2/".into())),
-            authority: Some(HeaderValue::from_static("inner.example")),
-        };
-        let world = mesh(
-            &[A],
-            Some(vec![
-                at("/old", HttpRule { action: redirect, ..base.clone() }),
-                at("/tea", HttpRule { action: direct, response_headers: set("direct"), ..base }),
-                at(
-                    "/api/",
-                    HttpRule {
-                        request_headers: set("request"),
-                        response_headers: set("rule"),
-                        ..forwarding(to)
-                    },
-                ),
-            ]),
-        );
+        let world = mesh(&[A], Some(rules()));
         let heads = world.answers(A, HttpVersion::Http1, "x");
         let mut sender = world.http1(VIP).await;
         let response = sender.send_request(get("web", "/old?q=1")).await.unwrap();

@@ -39,6 +39,9 @@ type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 type Handler = Rc<dyn Fn(Request<Incoming>) -> LocalBoxFuture<'static, Response<Body>>>;
 type RawHandler = Rc<dyn Fn(DuplexStream) -> LocalBoxFuture<'static, ()>>;
 
+/// Source UID and address.
+type Dial = (Arc<str>, SocketAddr);
+
 /// Bytes that an in-memory stream buffers: like a socket, less than a large body.
 const PIPE: usize = 16 * 1024;
 
@@ -57,7 +60,7 @@ enum Server {
 #[derive(Clone, Default)]
 struct Net {
     servers: Rc<RefCell<FxHashMap<SocketAddr, Server>>>,
-    dialled: Rc<RefCell<Vec<(Arc<str>, SocketAddr)>>>,
+    dialled: Rc<RefCell<Vec<Dial>>>,
     tasks: TaskTracker,
 }
 
@@ -189,8 +192,13 @@ impl World {
 
     async fn http2(&self, dialled: &str) -> http2::SendRequest<Body> {
         let io = TokioIo::new(self.open(&self.client, dialled, HttpVersion::Http2));
-        let executor = LocalExecutor(self.tasks.clone());
-        let (sender, connection) = http2::handshake(executor, io).await.unwrap();
+        // As curl and gRPC clients do: no stream of this client may starve another.
+        let (sender, connection) = http2::Builder::new(LocalExecutor(self.tasks.clone()))
+            .initial_connection_window_size(super::client::CONNECTION_WINDOW)
+            .initial_stream_window_size(64 * 1024)
+            .handshake(io)
+            .await
+            .unwrap();
         self.tasks.spawn_local(connection);
         sender
     }

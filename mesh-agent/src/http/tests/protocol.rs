@@ -390,36 +390,133 @@ fn large_bodies_stream_both_ways() {
 }
 
 #[test]
-fn a_stop_finishes_what_is_in_flight() {
-    for version in [HttpVersion::Http1, HttpVersion::Http2] {
-        run(async {
-            let world = mesh(Protocol::Http);
-            world.listen(
-                A,
-                hyper(HttpVersion::Http1, |_| async {
-                    tokio::time::sleep(Duration::from_secs(5)).await;
-                    Response::new(full("slow"))
-                }),
-            );
-            let request = Request::get("http://web/").header("host", "web").body(full("")).unwrap();
-            let pending: LocalBoxFuture<'_, _> = match version {
-                HttpVersion::Http1 => {
-                    let mut sender = world.http1(VIP).await;
-                    Box::pin(async move { sender.send_request(request).await })
-                }
-                HttpVersion::Http2 => {
-                    let mut sender = world.http2(VIP).await;
-                    Box::pin(async move { sender.send_request(request).await })
-                }
-            };
-            let stop = world.shutdown.clone();
-            let (answer, ()) = tokio::join!(pending, async move {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                stop.cancel();
-            });
-            assert_eq!(text(answer.unwrap()).await, "slow");
-            let idle = world.open(&world.client, VIP, version);
-            drop(idle);
+fn a_stop_finishes_what_is_in_flight_and_takes_no_more() {
+    let slow = || {
+        let world = mesh(Protocol::Http);
+        world.listen(
+            A,
+            hyper(HttpVersion::Http1, |_| async {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                Response::new(full("slow"))
+            }),
+        );
+        let stop = world.shutdown.clone();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            stop.cancel();
         });
-    }
+        world
+    };
+    let request = || Request::get("http://web/").header("host", "web").body(full("")).unwrap();
+    run(async {
+        let world = slow();
+        let mut sender = world.http1(VIP).await;
+        let answer = sender.send_request(request()).await.unwrap();
+        assert_eq!(text(answer).await, "slow");
+        assert!(sender.ready().await.is_err());
+    });
+    run(async {
+        let world = slow();
+        let mut sender = world.http2(VIP).await;
+        let answer = sender.send_request(request()).await.unwrap();
+        assert_eq!(text(answer).await, "slow");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(sender.ready().await.is_err());
+    });
+}
+
+/// `printf ... | nc -N`: the client has said all it has to say, and waits.
+#[test]
+fn a_client_that_closes_its_half_still_gets_its_answer() {
+    run(async {
+        let world = mesh(Protocol::Http);
+        world.listen(
+            A,
+            hyper(HttpVersion::Http1, |_| async {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                Response::new(full("late"))
+            }),
+        );
+        let mut io = world.open(&world.client, VIP, HttpVersion::Http1);
+        write(&mut io, "GET / HTTP/1.1\r\nhost: web\r\n\r\n").await;
+        io.shutdown().await.unwrap();
+        let mut all = String::new();
+        io.read_to_string(&mut all).await.unwrap();
+        assert!(all.starts_with("HTTP/1.1 200 ") && all.ends_with("\r\n\r\nlate"), "{all}");
+    });
+}
+
+/// An application that uses a forward proxy outside the mesh.
+#[test]
+fn connect_to_a_forward_proxy_opens_a_tunnel() {
+    run(async {
+        let world = mesh(Protocol::Http);
+        let proxy = "93.184.216.34:3128";
+        world.listen(
+            proxy,
+            raw(|mut io| async move {
+                let head = read_until(&mut io, "\r\n\r\n").await;
+                assert!(head.starts_with("CONNECT example.org:443 HTTP/1.1\r\n"), "{head}");
+                write(&mut io, "HTTP/1.1 200 Connection established\r\n\r\n").await;
+                let mut all = String::new();
+                io.read_to_string(&mut all).await.unwrap();
+                write(&mut io, &format!("got {all}")).await;
+            }),
+        );
+        let mut io = world.open(&world.client, proxy, HttpVersion::Http1);
+        let head = "CONNECT example.org:443 HTTP/1.1\r\nhost: example.org:443\r\n\r\n";
+        write(&mut io, head).await;
+        let head = read_until(&mut io, "\r\n\r\n").await;
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        assert!(!head.contains("content-length") && !head.contains("upgrade"), "{head}");
+        write(&mut io, "bytes").await;
+        io.shutdown().await.unwrap();
+        let mut rest = String::new();
+        io.read_to_string(&mut rest).await.unwrap();
+        assert_eq!(rest, "got bytes");
+    });
+}
+
+#[test]
+fn a_switch_that_nobody_asked_for_is_a_protocol_error() {
+    run(async {
+        let world = mesh(Protocol::Http);
+        world.listen(
+            A,
+            raw(|mut io| async move {
+                read_until(&mut io, "\r\n\r\n").await;
+                write(&mut io, "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n").await;
+            }),
+        );
+        assert_eq!(world.get(VIP, "web", "/").await.0, 502);
+        assert_eq!(world.counted(), ["502 UPE 1"]);
+    });
+}
+
+/// Sixty streams that are not read must not hold up another on the same connections.
+#[test]
+fn stalled_streams_do_not_stop_their_neighbours() {
+    run(async {
+        let world = mesh(Protocol::Http2);
+        world.listen(
+            A,
+            hyper(HttpVersion::Http2, |request| async move {
+                let size = if request.uri().path() == "/big" { 4 << 20 } else { 5 };
+                Response::new(full(vec![b'x'; size]))
+            }),
+        );
+        let sender = world.http2(VIP).await;
+        let ask = |path: &str| {
+            let request = Request::get(format!("http://web{path}")).body(full("")).unwrap();
+            sender.clone().send_request(request)
+        };
+        let mut stalled = Vec::new();
+        for _ in 0..60 {
+            stalled.push(ask("/big").await.unwrap());
+        }
+        let start = tokio::time::Instant::now();
+        assert_eq!(text(ask("/small").await.unwrap()).await, "xxxxx");
+        assert_eq!(start.elapsed(), Duration::ZERO, "without any timer's help");
+        assert_eq!(world.dials(), 1);
+    });
 }

@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{JoinSet, LocalSet};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use super::super::wire::limits;
 use super::*;
 
 async fn send(stream: &mut h2::SendStream<Bytes>, mut octets: Bytes) {
@@ -140,4 +141,45 @@ async fn h2_client_to_our_server() {
         eventually("the end", || matches!(mesh.served.borrow().as_slice(), [Ok(())])).await;
     };
     LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_asks_much_before_it_listens_is_served_in_the_end() {
+    let run = async {
+        let mesh = Mesh::new(|incoming| async move { incoming.refuse(418) }).await;
+        let connector = TlsConnector::from(mesh.ca.client(&id("client")).config);
+        let socket = TcpStream::connect(mesh.address).await.unwrap();
+        let name = ServerName::try_from(DNS_NAME).unwrap();
+        let mut tls = connector.connect(name, socket).await.unwrap();
+        // Just below the number of PING that is a flood, but with more answers than may wait.
+        let pings = (limits::MAX_CONTROL / 17 + 50) as u32;
+        tls.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        tls.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        let ping = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+        // In one write, so that our end finds all of it in one read.
+        tls.write_all(&ping.repeat(pings as usize)).await.unwrap();
+        tls.flush().await.unwrap();
+        let mut answers = 0;
+        while answers < pings {
+            answers += u32::from(next_frame(&mut tls).await.0 == 6);
+        }
+        let mut connect = vec![0, 0, 24, 1, 4, 0, 0, 0, 1, 0x02, 7];
+        connect.extend_from_slice(b"CONNECT\x01\x0d127.0.0.1:808");
+        tls.write_all(&connect).await.unwrap();
+        tls.flush().await.unwrap();
+        let (kind, block) = next_frame(&mut tls).await;
+        assert!(kind == 1 && block.ends_with(b"418"), "{kind} {block:?}");
+    };
+    let local = LocalSet::new();
+    let run = local.run_until(run);
+    tokio::time::timeout(std::time::Duration::from_secs(5), run).await.unwrap();
+}
+
+/// Kind and payload of the next frame.
+async fn next_frame(io: &mut (impl tokio::io::AsyncRead + Unpin)) -> (u8, Vec<u8>) {
+    let mut head = [0; 9];
+    io.read_exact(&mut head).await.unwrap();
+    let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+    io.read_exact(&mut payload).await.unwrap();
+    (head[3], payload)
 }

@@ -1,0 +1,133 @@
+//! What the admin interface shows: rows from the parts of the agent.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use super::older;
+use super::options::NodeOptions;
+use crate::admin::AdminState;
+use crate::api;
+use crate::capture;
+use crate::config::Diagnostic;
+use crate::model::Snapshot;
+use crate::proxy::Shared;
+use crate::telemetry::{ConnectionView, Layer, Reporter};
+
+/// Collects what the admin interface asks for.
+pub(super) fn admin_state(
+    options: &NodeOptions,
+    shared: &Arc<Shared>,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    diagnostics: watch::Receiver<Arc<Vec<Diagnostic>>>,
+) -> AdminState {
+    let (rows, kernel) = (shared.clone(), shared.clone());
+    let cgroup = options.cgroup.clone();
+    let pin_dir = options.pin_dir.display().to_string();
+    AdminState {
+        node: options.node_name.as_str().into(),
+        started: SystemTime::now(),
+        snapshot,
+        identities: shared.identities.clone(),
+        diagnostics: Box::new(move || diagnostics.borrow().iter().map(finding).collect()),
+        connections: Box::new(move || {
+            let mut all: Vec<api::Connection> =
+                rows.metrics.connections().iter().map(connection).collect();
+            all.extend(older_rows(&rows, &cgroup));
+            all
+        }),
+        capture: Box::new(move || captured(&kernel, &pin_dir)),
+    }
+}
+
+fn finding(diagnostic: &Diagnostic) -> api::Diagnostic {
+    api::Diagnostic {
+        severity: diagnostic.severity.to_string(),
+        object: diagnostic.object.as_ref().map(ToString::to_string).unwrap_or_default(),
+        field: diagnostic.field.clone(),
+        message: diagnostic.message.clone(),
+        place: diagnostic.place.as_ref().map(ToString::to_string).unwrap_or_default(),
+    }
+}
+
+fn connection(view: &ConnectionView) -> api::Connection {
+    let outbound = view.reporter == Reporter::Source;
+    let workload = if outbound { view.source.as_ref() } else { view.destination.as_ref() };
+    let state = match (&view.peer, view.layer) {
+        (Some(_), _) => "tunnel",
+        (None, Layer::Http) => "per request",
+        (None, Layer::Tcp) => "plaintext",
+    };
+    api::Connection {
+        direction: if outbound { "outbound" } else { "inbound" }.to_owned(),
+        workload: workload.map(ToString::to_string).unwrap_or_default(),
+        source: view.source_address.to_string(),
+        destination: view.destination_address.to_string(),
+        peer: view.peer.as_ref().map(ToString::to_string).unwrap_or_default(),
+        protocol: if view.layer == Layer::Http { "http" } else { "tcp" }.to_owned(),
+        state: state.to_owned(),
+        opened: seconds(view.since),
+        sent: view.received,
+        received: view.sent,
+    }
+}
+
+fn older_rows(shared: &Shared, cgroup: &std::path::Path) -> Vec<api::Connection> {
+    let pods = shared.pods.load();
+    let running = capture::local_pods(cgroup).unwrap_or_default();
+    let known = running.iter().filter_map(|one| Some((pods.by_uid.get(&*one.uid)?, one.pid)));
+    known
+        .flat_map(|(pod, pid)| older::of_pod(pid).into_iter().map(move |older| (pod, older)))
+        .map(|(pod, older)| {
+            let (source, destination) = match older.inbound {
+                true => (older.remote, older.local),
+                false => (older.local, older.remote),
+            };
+            api::Connection {
+                direction: if older.inbound { "inbound" } else { "outbound" }.to_owned(),
+                workload: pod.name.to_string(),
+                source: source.to_string(),
+                destination: destination.to_string(),
+                protocol: "tcp".to_owned(),
+                state: "not in mesh (older than enrolment)".to_owned(),
+                ..api::Connection::default()
+            }
+        })
+        .collect()
+}
+
+fn captured(shared: &Shared, pin_dir: &str) -> api::Capture {
+    let mut counters: std::collections::BTreeMap<String, u64> = shared
+        .capture
+        .counters()
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
+    for (index, worker) in shared.workers.get().into_iter().flatten().enumerate() {
+        let accepted = worker.accepted.load(std::sync::atomic::Ordering::Relaxed);
+        let open = worker.load.load(std::sync::atomic::Ordering::Relaxed);
+        counters.insert(format!("worker_{index}_accepted"), accepted as u64);
+        counters.insert(format!("worker_{index}_open"), open as u64);
+    }
+    let pods = shared.pods.load();
+    api::Capture {
+        state: "attached".to_owned(),
+        pin_dir: pin_dir.to_owned(),
+        pods: pods
+            .by_uid
+            .values()
+            .map(|pod| api::CapturedPod {
+                uid: pod.uid.to_string(),
+                netns_cookie: pod.net.cookie(),
+            })
+            .collect(),
+        counters,
+    }
+}
+
+fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,88 @@
+//! The form in which a request's head goes to its endpoint: headers of the hop, path, authority, and
+//! the target as the endpoint's version of HTTP writes it. Pure.
+//!
+//! Invariant: authority precedence is the rewrite's, then the destination's, then the client's
+//! (istio-surface 1.1.1). Sources: RFC 9112 §3.2 (forms of the target), RFC 9113 §8.3.1.
+
+use std::net::SocketAddr;
+
+use http::header::HOST;
+use http::request::Parts;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderValue, Method, Uri, Version};
+
+use super::headers;
+use super::plan::Plan;
+use super::serve::HttpVersion;
+
+/// Where a request comes from.
+pub(super) struct Origin {
+    /// What the client speaks.
+    pub(super) version: HttpVersion,
+    /// The address that it dialled.
+    pub(super) dialled: SocketAddr,
+    /// It asks for an upgrade.
+    pub(super) upgrade: bool,
+}
+
+/// Brings a head into the form that goes to the endpoint. `None`: it has no legal form.
+pub(super) fn prepare(
+    parts: &mut Parts,
+    plan: &Plan<'_>,
+    authority: Option<HeaderValue>,
+    from: &Origin,
+) -> Option<()> {
+    headers::strip_hop_by_hop(
+        &mut parts.headers,
+        from.upgrade && plan.version == HttpVersion::Http1,
+    );
+    if let Some(path) = &plan.path {
+        let before = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str).to_owned();
+        headers::original_path(&mut parts.headers, &before);
+        let mut uri = std::mem::take(&mut parts.uri).into_parts();
+        uri.path_and_query = Some(path.clone());
+        parts.uri = Uri::from_parts(uri).ok()?;
+    }
+    for ops in plan.request_ops.into_iter().flatten() {
+        headers::apply(ops, &mut parts.headers);
+    }
+    let authority = plan.authority.cloned().or(authority);
+    match plan.version {
+        HttpVersion::Http1 => {
+            // To a forward proxy outside the mesh the absolute form means something.
+            let absolute = plan.untouched && from.version == HttpVersion::Http1;
+            http1(parts, authority, from.dialled, absolute)
+        }
+        HttpVersion::Http2 => http2(parts, authority, from.dialled),
+    }
+}
+
+fn http1(
+    parts: &mut Parts,
+    authority: Option<HeaderValue>,
+    dialled: SocketAddr,
+    absolute: bool,
+) -> Option<()> {
+    headers::join_cookies(&mut parts.headers);
+    let fallback = || HeaderValue::from_str(&dialled.to_string()).ok();
+    parts.headers.insert(HOST, authority.or_else(fallback)?);
+    if !absolute && parts.method != Method::CONNECT && parts.uri.authority().is_some() {
+        let target = parts.uri.path_and_query().cloned();
+        parts.uri = Uri::from(target.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    }
+    parts.version = Version::HTTP_11;
+    Some(())
+}
+
+fn http2(parts: &mut Parts, authority: Option<HeaderValue>, dialled: SocketAddr) -> Option<()> {
+    let authority = authority.and_then(|value| value.to_str().ok().map(str::to_owned));
+    let authority: Authority = authority.unwrap_or_else(|| dialled.to_string()).parse().ok()?;
+    let mut uri = std::mem::take(&mut parts.uri).into_parts();
+    uri.authority = Some(authority);
+    uri.scheme.get_or_insert(Scheme::HTTP);
+    uri.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
+    parts.uri = Uri::from_parts(uri).ok()?;
+    parts.headers.remove(HOST);
+    parts.version = Version::HTTP_2;
+    Some(())
+}
