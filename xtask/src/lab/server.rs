@@ -147,8 +147,7 @@ impl Served {
     /// It is not up, or could not be removed in full.
     pub fn down(mut self) -> anyhow::Result<()> {
         self.ask(&json!({ "down": true }))?;
-        wait(|| Ok(!Path::new(RUN).join(&self.name).exists()))
-            .context("the lab is still there")?;
+        wait(|| Ok(!Path::new(RUN).join(&self.name).exists())).context("the lab is still there")?;
         if let Some(mut server) = self.server.take() {
             let status = server.wait()?;
             ensure!(status.success(), "the lab could not be removed in full: {status}");
