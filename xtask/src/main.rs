@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use xtask::tool::say;
-use xtask::{bench, build, lab, setup, test, tidy};
+use xtask::{bench, build, demo, lab, setup, test, tidy};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about)]
@@ -21,6 +21,8 @@ enum Command {
     Setup(setup::SetupArgs),
     /// Build the eBPF object and every program
     Build(build::BuildArgs),
+    /// Show a mesh at work: capture, mutual TLS, a traffic split, and the wire
+    Demo(demo::DemoArgs),
     /// A lab for hand work
     #[command(subcommand)]
     Lab(lab::cli::LabCommand),
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Setup(args) => setup::run_setup(&args),
+        Command::Demo(args) => demo::run(args),
         Command::Lab(command) => lab::cli::run(command),
         Command::Build(args) => {
             setup::run_setup(&setup::SetupArgs { build_only: true, ..Default::default() })?;

@@ -48,8 +48,17 @@ pub(super) async fn run(args: HttpArgs) -> anyhow::Result<()> {
     anyhow::ensure!(args.rate.is_none_or(|rate| rate > 0.0), "--rate must be over 0");
     let concurrency = args.concurrency;
     let shared = if args.new_connections { 0 } else { args.connections };
+    let until_eof = args.until_eof;
     let start = Instant::now();
     let job = Arc::new(prepare(args, start)?);
+    if until_eof {
+        let job = Arc::clone(&job);
+        // Not a task: a read of standard input cannot be cancelled and would hold up the end.
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            job.schedule.stop();
+        });
+    }
     let links: Vec<Link> = (0..shared).map(|_| job.target.link()).collect();
     let mut workers = JoinSet::new();
     for number in 0..concurrency {

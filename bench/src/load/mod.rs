@@ -77,11 +77,14 @@ struct HttpArgs {
     #[command(flatten)]
     target: TargetArgs,
     /// Make exactly this many requests
-    #[arg(short = 'n', long, required_unless_present = "duration")]
+    #[arg(short = 'n', long, required_unless_present_any = ["duration", "until_eof"])]
     requests: Option<u64>,
     /// Stop after this many seconds
     #[arg(short, long, value_name = "SECONDS")]
     duration: Option<f64>,
+    /// Stop when standard input ends
+    #[arg(long)]
+    until_eof: bool,
     /// Requests at once
     #[arg(short, long, default_value_t = 1)]
     concurrency: usize,

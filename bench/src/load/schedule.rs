@@ -1,9 +1,10 @@
 //! Who sends the next request, and when.
 //!
-//! A run ends after a number of requests or at an instant. With a rate, a request is due at a fixed
-//! instant, and its latency counts from there: a slow answer does not hide those that queue behind it.
+//! A run ends after a number of requests, at an instant, or when it is stopped. With a rate, a
+//! request is due at a fixed instant, and its latency counts from there: a slow answer does not hide
+//! those that queue behind it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -16,6 +17,7 @@ pub(super) struct Schedule {
     limit: Option<u64>,
     length: Option<Duration>,
     rate: Option<f64>,
+    stopped: AtomicBool,
 }
 
 impl Schedule {
@@ -25,11 +27,20 @@ impl Schedule {
         length: Option<Duration>,
         rate: Option<f64>,
     ) -> Self {
-        Self { start, next: AtomicU64::new(0), limit, length, rate }
+        let stopped = AtomicBool::new(false);
+        Self { start, next: AtomicU64::new(0), limit, length, rate, stopped }
+    }
+
+    /// No request is due from now on.
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
     }
 
     /// The instant at which the next request is due; `None` when the run is over.
     pub(super) fn take(&self, now: Instant) -> Option<Instant> {
+        if self.stopped.load(Ordering::Relaxed) {
+            return None;
+        }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         if self.limit.is_some_and(|limit| number >= limit) {
             return None;
@@ -54,6 +65,15 @@ mod tests {
         let schedule = Schedule::new(start, Some(3), None, None);
         let taken = std::iter::from_fn(|| schedule.take(start)).count();
         assert_eq!(taken, 3);
+        assert_eq!(schedule.take(start), None);
+    }
+
+    #[test]
+    fn a_stopped_run_ends() {
+        let start = Instant::now();
+        let schedule = Schedule::new(start, None, None, None);
+        assert!(schedule.take(start).is_some());
+        schedule.stop();
         assert_eq!(schedule.take(start), None);
     }
 

@@ -20,6 +20,7 @@ mod manifest;
 mod node;
 mod pod;
 mod proxy;
+pub mod server;
 mod wire;
 
 use std::path::{Path, PathBuf};

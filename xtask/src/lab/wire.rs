@@ -32,9 +32,12 @@ pub struct WireReport {
 impl WireCapture {
     pub(super) fn start(node: &Node, run_dir: &Path) -> anyhow::Result<Self> {
         let file = run_dir.join(format!("{}.pcap", node.name));
+        // In the lab's cgroup like everything else, so that the guardian ends it too.
+        let procs = node.cgroup.child("capture")?.procs();
         let mut child = node
             .holder
             .enter()
+            .args(["sh", "-c", &format!("echo $$ > {procs} && exec \"$@\""), "sh"])
             .args(["tcpdump", "-i", "uplink", "-U", "-s", "0", "-B", "32768", "-Z", "root", "-w"])
             .arg(&file)
             .arg("tcp")
@@ -127,6 +130,12 @@ impl WireReport {
     #[must_use]
     pub fn contains(&self, needle: &[u8]) -> bool {
         self.flows.values().any(|bytes| bytes.windows(needle.len()).any(|part| part == needle))
+    }
+
+    /// TCP payload in all.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.flows.values().map(Vec::len).sum()
     }
 
     /// TCP payload to and from a port.
