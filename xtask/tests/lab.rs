@@ -142,7 +142,7 @@ fn nothing_is_left_of_a_lab_whose_owner_is_killed() {
     let mut owner = Owner(
         Command::new(env!("CARGO_BIN_EXE_xtask"))
             .args(["lab", "serve", "2", "1", &name])
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .spawn()
             .unwrap(),
     );

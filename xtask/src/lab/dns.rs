@@ -73,22 +73,31 @@ fn answer(query: &Message, cluster: &Cluster) -> Message {
         None => message.metadata.response_code = ResponseCode::NXDomain,
         Some(Found::Alias(target)) => {
             if let Ok(target) = Name::from_ascii(format!("{}.", target.trim_end_matches('.'))) {
-                let alias = RData::CNAME(CNAME(target));
+                let alias = RData::CNAME(CNAME(target.clone()));
                 message.add_answer(Record::from_rdata(question.name().clone(), TTL, alias));
+                // Stub resolvers want the whole chain in one answer.
+                let text = target.to_ascii().to_ascii_lowercase();
+                if let Some(Found::Addresses(found)) = find(cluster, text.trim_end_matches('.')) {
+                    add_addresses(&mut message, &target, question.query_type(), found);
+                }
             }
         }
         Some(Found::Addresses(addresses)) => {
-            for address in addresses {
-                let data = match (address, question.query_type()) {
-                    (IpAddr::V4(ip), RecordType::A) => RData::A(A(ip)),
-                    (IpAddr::V6(ip), RecordType::AAAA) => RData::AAAA(AAAA(ip)),
-                    _ => continue,
-                };
-                message.add_answer(Record::from_rdata(question.name().clone(), TTL, data));
-            }
+            add_addresses(&mut message, question.name(), question.query_type(), addresses);
         }
     }
     message
+}
+
+fn add_addresses(message: &mut Message, name: &Name, wanted: RecordType, found: Vec<IpAddr>) {
+    for address in found {
+        let data = match (address, wanted) {
+            (IpAddr::V4(ip), RecordType::A) => RData::A(A(ip)),
+            (IpAddr::V6(ip), RecordType::AAAA) => RData::AAAA(AAAA(ip)),
+            _ => continue,
+        };
+        message.add_answer(Record::from_rdata(name.clone(), TTL, data));
+    }
 }
 
 enum Found {

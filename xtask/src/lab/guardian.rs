@@ -38,7 +38,6 @@ pub(super) struct Guardian {
 
 impl Guardian {
     pub(super) fn start(run_dir: &Path, cgroup: &Cgroup) -> anyhow::Result<Self> {
-        std::fs::write(run_dir.join("owner"), std::process::id().to_string())?;
         let child = Command::new("setsid")
             .args(["sh", "-c", SCRIPT, "malha-lab-guardian"])
             .arg(cgroup.path())

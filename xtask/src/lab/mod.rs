@@ -116,6 +116,9 @@ impl LabBuilder {
         let id = self.name.unwrap_or_else(unique_name);
         let run_dir = Path::new(RUN).join(&id);
         ensure!(!run_dir.exists(), "lab {id} exists already: {}", run_dir.display());
+        std::fs::create_dir_all(&run_dir)?;
+        // First of all: whoever is killed while making a lab is swept up after by the next.
+        std::fs::write(run_dir.join("owner"), std::process::id().to_string())?;
         for dir in ["config", "bpf", "pods", "nodes"] {
             std::fs::create_dir_all(run_dir.join(dir))?;
         }

@@ -38,7 +38,20 @@ impl WireCapture {
             .holder
             .enter()
             .args(["sh", "-c", &format!("echo $$ > {procs} && exec \"$@\""), "sh"])
-            .args(["tcpdump", "-i", "uplink", "-U", "-s", "0", "-B", "32768", "-Z", "root", "-w"])
+            .args([
+                "tcpdump",
+                "-i",
+                "uplink",
+                "-U",
+                "--immediate-mode",
+                "-s",
+                "0",
+                "-B",
+                "32768",
+                "-Z",
+                "root",
+                "-w",
+            ])
             .arg(&file)
             .arg("tcp")
             .stdin(Stdio::null())
