@@ -184,6 +184,8 @@ impl Cluster {
         let uid = format!("{:08x}-0000-4000-8000-{:012x}", node.index, host);
         let dir = self.run_dir.join("pods");
         let mounts = self.mounts(namespace, &object, &dir.join(&uid))?;
+        let images = list(&object, "/spec/containers").iter().filter_map(|c| c["image"].as_str());
+        let overlays = images::programs(images)?;
         let spec = SandboxSpec {
             uid: &uid,
             namespace,
@@ -191,6 +193,7 @@ impl Cluster {
             host,
             programs: &self.programs.dir,
             mounts: &mounts,
+            overlays: &overlays,
         };
         let sandbox = Sandbox::create(&node, &dir, &spec)?;
         let ports = self.start_containers(&sandbox, &object, name, &dir.join(&uid))?;
@@ -272,8 +275,13 @@ impl Cluster {
                 list(container, path).iter().filter_map(scalar).collect()
             };
             let (command, args) = (strings("/command"), strings("/args"));
-            let mut line = if command.is_empty() { found.command } else { command };
-            line.extend(args);
+            // As in Kubernetes: a command replaces the image's own, and its arguments too.
+            let own = command.is_empty();
+            if own && args.is_empty() {
+                ports.extend(found.ports);
+            }
+            let mut line = if own { found.command } else { command };
+            line.extend(if own && args.is_empty() { found.arguments } else { args });
             let mut environment = vec![("HOSTNAME".to_owned(), pod.to_owned())];
             for variable in list(container, "/env") {
                 if let (Some(name), Some(value)) =
@@ -283,7 +291,6 @@ impl Cluster {
                 }
             }
             sandbox.start(name, &line, &environment)?;
-            ports.extend(found.ports);
             ports.extend(
                 list(container, "/ports")
                     .iter()

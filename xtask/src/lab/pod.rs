@@ -51,6 +51,8 @@ pub(super) struct SandboxSpec<'a> {
     pub(super) programs: &'a Path,
     /// Files to mount over the machine's: (source, target).
     pub(super) mounts: &'a [(PathBuf, PathBuf)],
+    /// Directories whose files are seen in `/usr/bin`.
+    pub(super) overlays: &'a [PathBuf],
 }
 
 impl Sandbox {
@@ -77,6 +79,11 @@ impl Sandbox {
         );
         for (source, target) in spec.mounts {
             script.push_str(&mount_script(source, target));
+        }
+        for programs in spec.overlays {
+            // Lower layers only: nothing can be written through it.
+            let layers = format!("lowerdir={}:/usr/bin", text(programs));
+            script.push_str(&format!("mount -t overlay overlay -o {layers} /usr/bin\n"));
         }
         let cgroup = node.cgroup.child("kubepods")?.child(&format!("pod{}", spec.uid))?;
         let pause = cgroup.child("pause")?;
