@@ -21,7 +21,7 @@ pub(super) struct Programs {
 impl Programs {
     /// Looks beside the agent, or beside this program.
     pub(super) fn find(agent: Option<&Path>) -> anyhow::Result<Self> {
-        let own = std::env::current_exe()?;
+        let own = crate::tool::own_program()?;
         let beside = agent.unwrap_or(&own);
         let mut dir = beside.parent().context("no directory")?.to_owned();
         // Test binaries are one level deeper.
