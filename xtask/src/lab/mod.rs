@@ -258,12 +258,26 @@ impl Lab {
         Ok(())
     }
 
-    /// Waits until a pod is announced as enrolled.
+    /// Waits until a pod is announced as enrolled, and every agent has read so: before that, others
+    /// reach it in plaintext.
     ///
     /// # Errors
     /// When it is not in time; the message holds the end of its agent's log.
     pub fn wait_enrolled(&self, pod: &Pod) -> anyhow::Result<()> {
-        self.wait_announced(pod, true)
+        self.wait_announced(pod, true)?;
+        for node in &self.nodes {
+            wait(|| self.knows_enrolled(&node.name, pod)).with_context(|| {
+                format!("{} does not know that pod {} is enrolled", node.name, pod.name)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn knows_enrolled(&self, node: &str, pod: &Pod) -> anyhow::Result<bool> {
+        let text = self.meshctl(node, &["-o", "json", "workloads"])?;
+        let reply: serde_json::Value = serde_json::from_str(&text)?;
+        let rows = reply["workloads"].as_array().map_or(&[][..], Vec::as_slice);
+        Ok(rows.iter().any(|row| row["uid"] == *pod.uid && row["enrolled"] == true))
     }
 
     /// Waits until a pod is not announced any more, and its node has withdrawn it.
