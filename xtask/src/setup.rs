@@ -30,12 +30,14 @@ const DEBIAN_LIBRARY: &str = "/usr/lib/rustlib/src/rust/library/core/src/lib.rs"
 const DEBIAN_TOOLCHAIN: [Package; 3] = [
     Package { name: "rustc-web", file: DEBIAN_RUSTC, why: "compiles eBPF" },
     Package { name: "rust-web-src", file: DEBIAN_LIBRARY, why: "core for the eBPF target" },
-    Package { name: "llvm-22-dev", file: "/usr/lib/llvm-22/bin/llvm-config", why: "bpf-linker" },
+    Package { name: "llvm-22-dev", file: "/usr/lib/llvm-22/lib/libLLVM.so", why: "bpf-linker" },
 ];
 
 /// Not needed to build, but to test.
-const DEBIAN_LINTS: Package =
-    Package { name: "rust-web-clippy", file: DEBIAN_CLIPPY, why: "lints for eBPF" };
+const DEBIAN_LINTS: [Package; 2] = [
+    Package { name: "rust-web-clippy", file: DEBIAN_CLIPPY, why: "lints for eBPF" },
+    Package { name: "cargo-web", file: DEBIAN_CARGO, why: "runs them" },
+];
 
 /// Packages that the lab, the demo and the tests use.
 const LAB: [Package; 9] = [
@@ -108,14 +110,15 @@ pub fn run_setup(args: &SetupArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     let toolchain = Toolchain::find();
     let linker = installed_linker();
+    let debian = !matches!(toolchain, Some(Toolchain::Rustup(_)));
     let mut missing: Vec<&Package> = Vec::new();
     missing.extend((!C_COMPILER.installed()).then_some(&C_COMPILER));
     if !args.build_only {
         missing.extend(LAB.iter().filter(|package| !package.installed()));
-        let debian = !matches!(toolchain, Some(Toolchain::Rustup(_)));
-        missing.extend((debian && !DEBIAN_LINTS.installed()).then_some(&DEBIAN_LINTS));
+        missing.extend(DEBIAN_LINTS.iter().filter(|package| debian && !package.installed()));
     }
-    if toolchain.is_none() {
+    // The linker is built against the compiler's LLVM.
+    if toolchain.is_none() || (debian && linker.as_deref() != Some(BPF_LINKER)) {
         missing.extend(DEBIAN_TOOLCHAIN.iter().filter(|package| !package.installed()));
     }
     match &toolchain {
@@ -194,7 +197,7 @@ fn install_packages(missing: &[&Package], toolchain_missing: bool) -> anyhow::Re
 }
 
 fn is_toolchain(package: &Package) -> bool {
-    let mut debian = DEBIAN_TOOLCHAIN.iter().chain([&DEBIAN_LINTS]);
+    let mut debian = DEBIAN_TOOLCHAIN.iter().chain(&DEBIAN_LINTS);
     debian.any(|other| other.name == package.name)
 }
 
@@ -354,7 +357,7 @@ mod tests {
     fn by_hand_names_the_version_and_packages_that_setup_installs() {
         assert!(BY_HAND.contains(&format!("--version {BPF_LINKER} ")));
         assert!(BY_HAND.contains(&format!("bpf-linker@{BPF_LINKER}\n")));
-        for package in DEBIAN_TOOLCHAIN.iter().chain([&DEBIAN_LINTS]) {
+        for package in DEBIAN_TOOLCHAIN.iter().chain(&DEBIAN_LINTS) {
             assert!(BY_HAND.contains(package.name), "{}", package.name);
         }
     }
