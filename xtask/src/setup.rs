@@ -61,7 +61,7 @@ To build eBPF by hand, either
   rustup toolchain install nightly --component rust-src
   cargo binstall bpf-linker@0.13.0
 or, on Debian 12 and later,
-  apt-get update && apt-get install rustc-web rust-web-src rust-web-clippy llvm-22-dev
+  apt-get update && apt-get install rustc-web rust-web-src rust-web-clippy cargo-web llvm-22-dev
   LLVM_PREFIX=/usr/lib/llvm-22 LLVM_SYS_221_PREFIX=/usr/lib/llvm-22 \\
     cargo install bpf-linker --version 0.13.0 --locked --no-default-features --features llvm-22";
 
