@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use arc_swap::ArcSwap;
 use expect_test::{Expect, expect};
 use mesh_agent::admin::{AdminSocket, AdminState, serve};
 use mesh_agent::api;
@@ -78,7 +77,10 @@ async fn state() -> AdminState {
     AdminState {
         node: "node-1".into(),
         started: SystemTime::now(),
-        snapshot: Arc::new(ArcSwap::from_pointee(snapshot())),
+        snapshot: Box::new({
+            let snapshot = Arc::new(snapshot());
+            move || snapshot.clone()
+        }),
         identities: Arc::new(identities),
         diagnostics: Box::new(|| {
             let finding = |severity: &str, message: &str| api::Diagnostic {

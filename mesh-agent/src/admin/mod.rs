@@ -12,8 +12,6 @@ mod views;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use arc_swap::ArcSwap;
-
 use crate::api;
 use crate::identity::Identities;
 use crate::model::Snapshot;
@@ -31,7 +29,7 @@ pub struct AdminState {
     /// When the agent started.
     pub started: SystemTime,
     /// Configuration in force.
-    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    pub snapshot: Ask<Arc<Snapshot>>,
     /// Certificates.
     pub identities: Arc<Identities>,
     /// Findings about the configuration.

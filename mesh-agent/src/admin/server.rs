@@ -71,7 +71,7 @@ impl Admin for Calls {
         _: Request<WorkloadsRequest>,
     ) -> Result<Response<WorkloadsReply>, Status> {
         let capture = (self.state.capture)();
-        let workloads = views::workloads(&self.state.snapshot.load(), &self.state.node, &capture);
+        let workloads = views::workloads(&(self.state.snapshot)(), &self.state.node, &capture);
         Ok(Response::new(WorkloadsReply { workloads }))
     }
 
@@ -79,7 +79,7 @@ impl Admin for Calls {
         &self,
         _: Request<ServicesRequest>,
     ) -> Result<Response<ServicesReply>, Status> {
-        let services = views::services(&self.state.snapshot.load());
+        let services = views::services(&(self.state.snapshot)());
         Ok(Response::new(ServicesReply { services }))
     }
 
@@ -88,7 +88,7 @@ impl Admin for Calls {
         request: Request<RoutesRequest>,
     ) -> Result<Response<RoutesReply>, Status> {
         let request = request.into_inner();
-        match routes::routes(&self.state.snapshot.load(), &request) {
+        match routes::routes(&(self.state.snapshot)(), &request) {
             Some(reply) => Ok(Response::new(reply)),
             None => Err(Status::not_found(format!(
                 "no Service and no VirtualService of the mesh is called `{}`",

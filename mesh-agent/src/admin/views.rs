@@ -18,7 +18,7 @@ pub(super) fn unix(time: SystemTime) -> i64 {
 }
 
 pub(super) fn status(state: &AdminState, now: SystemTime) -> api::StatusReply {
-    let snapshot = state.snapshot.load();
+    let snapshot = (state.snapshot)();
     let diagnostics = (state.diagnostics)();
     let errors = diagnostics.iter().filter(|finding| finding.severity == SEVERITY_ERROR).count();
     let rules = snapshot.destination_rules.values().map(Vec::len).sum();

@@ -36,11 +36,11 @@ struct Enrolled {
 
 /// Enrols and withdraws pods of this node.
 pub(super) struct Enroller {
-    pub(super) shared: Arc<Shared>,
-    pub(super) workers: Arc<Workers>,
-    pub(super) node: Arc<str>,
-    pub(super) cgroup: PathBuf,
-    pub(super) config_dir: PathBuf,
+    shared: Arc<Shared>,
+    workers: Arc<Workers>,
+    node: Arc<str>,
+    cgroup: PathBuf,
+    config_dir: PathBuf,
     enrolled: FxHashMap<Arc<str>, Enrolled>,
     announced: Option<BTreeSet<Arc<str>>>,
     /// Withdrawn pods that still run: connections made in the mesh go on, and on an open HTTP
@@ -82,18 +82,31 @@ impl Enroller {
     ) {
         let mut tick = tokio::time::interval(SCAN);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut snapshot = snapshots.borrow_and_update().clone();
+        let mut local = self.local(&snapshot);
         loop {
-            let snapshot = snapshots.borrow_and_update().clone();
-            self.reconcile(&snapshot).await;
+            self.reconcile(&snapshot, &local).await;
             tokio::select! {
                 () = stop.cancelled() => return,
-                changed = snapshots.changed() => if changed.is_err() { return },
+                changed = snapshots.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    snapshot = snapshots.borrow_and_update().clone();
+                    local = self.local(&snapshot);
+                }
                 _ = tick.tick() => {}
             }
         }
     }
 
-    async fn reconcile(&mut self, snapshot: &Snapshot) {
+    /// The pods of this node that belong in the mesh: a few of the snapshot's many.
+    fn local(&self, snapshot: &Snapshot) -> Vec<Arc<Workload>> {
+        let all = snapshot.workloads_by_uid.values();
+        all.filter(|workload| *workload.node == *self.node && wanted(workload)).cloned().collect()
+    }
+
+    async fn reconcile(&mut self, snapshot: &Snapshot, local: &[Arc<Workload>]) {
         let running: FxHashMap<String, u32> = match capture::local_pods(&self.cgroup) {
             Ok(pods) => pods.into_iter().map(|pod| (pod.uid, pod.pid)).collect(),
             Err(error) => {
@@ -103,10 +116,8 @@ impl Enroller {
         };
         self.forget_dead(&running);
         self.update_leaving(snapshot, Instant::now());
-        for workload in snapshot.workloads_by_uid.values() {
-            if *workload.node == *self.node && wanted(workload) {
-                self.enroll(workload, &running).await;
-            }
+        for workload in local {
+            self.enroll(workload, &running).await;
         }
         self.announce();
     }

@@ -6,7 +6,6 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use arc_swap::ArcSwap;
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -19,7 +18,7 @@ use super::workers::Workers;
 use crate::admin::AdminSocket;
 use crate::balance::Live;
 use crate::capture::{self, Capture, CaptureOptions, MapSizes};
-use crate::config::{Diagnostic, Publish, Settings, Source};
+use crate::config::{Publish, Settings, Source};
 use crate::identity::{self, Identities, Issuer, LocalCa, Trust};
 use crate::model::{MeshSettings, Snapshot};
 use crate::proxy::Shared;
@@ -58,10 +57,7 @@ pub async fn run(options: NodeOptions) -> anyhow::Result<()> {
     let tasks = TaskTracker::new();
     let (snapshots, snapshot) = watch::channel(Arc::new(Snapshot::default()));
     let (reports, diagnostics) = watch::channel(Arc::new(Vec::new()));
-    let current = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
-    let follower = follow_config(shared.clone(), current.clone(), snapshot.clone(), stop.clone());
-    tasks.spawn(follower);
-    tasks.spawn(log_diagnostics(diagnostics.clone(), stop.clone()));
+    tasks.spawn(follow_config(shared.clone(), snapshot.clone(), stop.clone()));
     let source = Source::Folder(options.config_dir.clone());
     let publish = Publish { snapshot: snapshots, diagnostics: reports };
     let config = crate::config::run(source, settings(&options), publish);
@@ -78,10 +74,10 @@ pub async fn run(options: NodeOptions) -> anyhow::Result<()> {
         options.cgroup.clone(),
         options.config_dir.clone(),
     );
-    tasks.spawn(enroller.run(snapshot.clone(), stop.clone()));
+    tasks.spawn(enroller.run(snapshot, stop.clone()));
     let socket = AdminSocket::bind(&options.admin_socket)
         .with_context(|| format!("cannot open {}", options.admin_socket.display()))?;
-    let state = super::state::admin_state(&options, &shared, current, diagnostics);
+    let state = super::state::admin_state(&options, &shared, diagnostics);
     let end = stop.clone();
     tasks.spawn(until(stop.clone(), async move {
         if let Err(error) = crate::admin::serve(socket, Arc::new(state), end.cancelled()).await {
@@ -151,7 +147,6 @@ fn read(path: &Path) -> anyhow::Result<String> {
 /// Puts each snapshot in force on the data path.
 async fn follow_config(
     shared: Arc<Shared>,
-    current: Arc<ArcSwap<Snapshot>>,
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     stop: CancellationToken,
 ) {
@@ -161,29 +156,6 @@ async fn follow_config(
             changed = snapshots.changed() => if changed.is_err() { return },
         }
         let snapshot = snapshots.borrow_and_update().clone();
-        let generation = snapshot.generation;
-        current.store(snapshot.clone());
         shared.live.store(Arc::new(shared.live.load().next(snapshot)));
-        tracing::info!(generation, "configuration in force");
-    }
-}
-
-/// Logs each diagnostic once, when it appears.
-async fn log_diagnostics(
-    mut diagnostics: watch::Receiver<Arc<Vec<Diagnostic>>>,
-    stop: CancellationToken,
-) {
-    let mut known: Vec<String> = Vec::new();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = diagnostics.changed() => if changed.is_err() { return },
-        }
-        let current: Vec<String> =
-            diagnostics.borrow_and_update().iter().map(ToString::to_string).collect();
-        for message in current.iter().filter(|message| !known.contains(message)) {
-            tracing::warn!(diagnostic = message, "configuration");
-        }
-        known = current;
     }
 }

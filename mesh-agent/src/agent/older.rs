@@ -29,16 +29,17 @@ struct Row {
     inode: u64,
 }
 
-/// The connections of the pod that this process belongs to.
-pub(super) fn of_pod(pid: u32) -> Vec<Older> {
+/// The connections of the pod that process `pid` belongs to; `own` are this process's sockets, by
+/// [`own_sockets`].
+pub(super) fn of_pod(pid: u32, own: &HashSet<u64>) -> Vec<Older> {
     let tables = ["tcp", "tcp6"].map(|table| {
         std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default()
     });
-    find(&tables.concat(), &own_sockets())
+    find(&tables.concat(), own)
 }
 
 /// Inodes of this process's sockets.
-fn own_sockets() -> HashSet<u64> {
+pub(super) fn own_sockets() -> HashSet<u64> {
     let Ok(files) = std::fs::read_dir("/proc/self/fd") else { return HashSet::new() };
     files
         .flatten()

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use super::older;
@@ -12,7 +11,6 @@ use crate::admin::AdminState;
 use crate::api;
 use crate::capture;
 use crate::config::Diagnostic;
-use crate::model::Snapshot;
 use crate::proxy::Shared;
 use crate::telemetry::{ConnectionView, Layer, Reporter};
 
@@ -20,16 +18,16 @@ use crate::telemetry::{ConnectionView, Layer, Reporter};
 pub(super) fn admin_state(
     options: &NodeOptions,
     shared: &Arc<Shared>,
-    snapshot: Arc<ArcSwap<Snapshot>>,
     diagnostics: watch::Receiver<Arc<Vec<Diagnostic>>>,
 ) -> AdminState {
     let (rows, kernel) = (shared.clone(), shared.clone());
+    let live = shared.live.clone();
     let cgroup = options.cgroup.clone();
     let pin_dir = options.pin_dir.display().to_string();
     AdminState {
         node: options.node_name.as_str().into(),
         started: SystemTime::now(),
-        snapshot,
+        snapshot: Box::new(move || live.load().snapshot.clone()),
         identities: shared.identities.clone(),
         diagnostics: Box::new(move || diagnostics.borrow().iter().map(finding).collect()),
         connections: Box::new(move || {
@@ -77,11 +75,10 @@ fn connection(view: &ConnectionView) -> api::Connection {
 fn older_rows(shared: &Shared, cgroup: &std::path::Path) -> Vec<api::Connection> {
     let pods = shared.pods.load();
     let running = capture::local_pods(cgroup).unwrap_or_default();
-    let known = running
-        .iter()
-        .filter_map(|one| Some((pods.captured().find(|pod| *pod.uid == *one.uid)?, one.pid)));
+    let own = older::own_sockets();
+    let known = running.iter().filter_map(|one| Some((pods.captured_by_uid(&one.uid)?, one.pid)));
     known
-        .flat_map(|(pod, pid)| older::of_pod(pid).into_iter().map(move |older| (pod, older)))
+        .flat_map(|(pod, pid)| older::of_pod(pid, &own).into_iter().map(move |older| (pod, older)))
         .map(|(pod, older)| {
             let (source, destination) = match older.inbound {
                 true => (older.remote, older.local),

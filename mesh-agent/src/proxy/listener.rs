@@ -20,7 +20,7 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(1);
 
 /// Which of a pod's listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(super) enum Kind {
     /// The application connects to somewhere (15001).
     Outbound,
     /// Somebody outside the mesh connects to the application (15006).

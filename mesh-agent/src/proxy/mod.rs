@@ -11,6 +11,5 @@ mod outbound;
 mod spread;
 mod worker;
 
-pub use listener::Kind;
 pub use spread::home;
 pub use worker::{Command, Shared, Worker, WorkerHandle};

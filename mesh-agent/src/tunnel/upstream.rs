@@ -59,7 +59,16 @@ pub struct LocalPods {
 impl LocalPods {
     /// Pods whose new connections are captured; the others of `by_uid` are draining.
     pub fn captured(&self) -> impl Iterator<Item = &Arc<LocalPod>> {
-        self.by_uid.values().filter(|pod| pod.ips.iter().any(|ip| self.by_ip.contains_key(ip)))
+        self.by_uid.values().filter(|pod| self.is_captured(pod))
+    }
+
+    /// The pod with that UID, if its new connections are captured.
+    pub fn captured_by_uid(&self, uid: &str) -> Option<&Arc<LocalPod>> {
+        self.by_uid.get(uid).filter(|pod| self.is_captured(pod))
+    }
+
+    fn is_captured(&self, pod: &LocalPod) -> bool {
+        pod.ips.iter().any(|ip| self.by_ip.contains_key(ip))
     }
 }
 
@@ -94,6 +103,16 @@ pub enum Security {
     /// Stays on the node, between two pods that are both in the mesh.
     SameNode(SpiffeId),
     /// Plaintext to something outside the mesh.
+    Plaintext,
+}
+
+/// How a destination is reached.
+enum Way<'a> {
+    /// It is a pod of this node, in the mesh.
+    SameNode(Arc<LocalPod>),
+    /// It is a pod of another node, in the mesh.
+    Tunnel(&'a Workload),
+    /// It is outside the mesh.
     Plaintext,
 }
 
@@ -134,12 +153,21 @@ impl Upstream {
 
     /// How the way to `destination` is protected.
     pub fn security(&self, target: SocketAddr, destination: Option<&Workload>) -> Security {
+        match self.way(target, destination) {
+            Way::SameNode(pod) => Security::SameNode(pod.identity.clone()),
+            Way::Tunnel(workload) => Security::MutualTls(workload.identity.clone()),
+            Way::Plaintext => Security::Plaintext,
+        }
+    }
+
+    /// Decides how `target` is reached; what is shown and what is done both follow from it.
+    fn way<'a>(&self, target: SocketAddr, destination: Option<&'a Workload>) -> Way<'a> {
         if let Some(pod) = self.pods.load().by_ip.get(&target.ip()) {
-            return Security::SameNode(pod.identity.clone());
+            return Way::SameNode(pod.clone());
         }
         match destination {
-            Some(workload) if workload.enrolled => Security::MutualTls(workload.identity.clone()),
-            _ => Security::Plaintext,
+            Some(workload) if workload.enrolled => Way::Tunnel(workload),
+            _ => Way::Plaintext,
         }
     }
 
@@ -158,15 +186,10 @@ impl Upstream {
             return Err(OpenError::OwnPort(target));
         }
         let opened = tokio::time::timeout(timeout, async {
-            let local = self.pods.load().by_ip.get(&target.ip()).cloned();
-            if let Some(pod) = local {
-                return self.open_same_node(source, &pod, target, timeout).await;
-            }
-            match destination {
-                Some(workload) if workload.enrolled => {
-                    self.open_tunnel(source, target, workload, timeout).await
-                }
-                _ => self.open_plaintext(source, target, timeout).await,
+            match self.way(target, destination) {
+                Way::SameNode(pod) => self.open_same_node(source, &pod, target, timeout).await,
+                Way::Tunnel(workload) => self.open_tunnel(source, target, workload, timeout).await,
+                Way::Plaintext => self.open_plaintext(source, target, timeout).await,
             }
         });
         opened.await.unwrap_or(Err(OpenError::Timeout(target)))

@@ -327,12 +327,30 @@ impl Cluster {
         self.pods.get(name).is_some_and(|running| running.ready)
     }
 
-    /// Looks at the pods, and brings files, rules and names up to date with them.
-    pub(super) fn refresh(&mut self) -> anyhow::Result<()> {
+    /// Looks whether pods have become ready or ceased to be; publishes only then.
+    pub(super) fn watch(&mut self) -> anyhow::Result<()> {
+        if self.look() { self.publish() } else { Ok(()) }
+    }
+
+    /// Looks at the pods, and publishes what was applied and what was seen.
+    fn refresh(&mut self) -> anyhow::Result<()> {
+        self.look();
+        self.publish()
+    }
+
+    /// Brings the readiness of pods up to date; whether any has changed.
+    fn look(&mut self) -> bool {
+        let mut changed = false;
         for running in self.pods.values_mut() {
             let listening = running.pod.sandbox.listening();
-            running.ready = running.ports.iter().all(|port| listening.contains(port));
+            let ready = running.ports.iter().all(|port| listening.contains(port));
+            changed |= ready != std::mem::replace(&mut running.ready, ready);
         }
+        changed
+    }
+
+    /// Brings files, rules and names up to date.
+    fn publish(&mut self) -> anyhow::Result<()> {
         let pods: Vec<endpoints::PodView<'_>> = self
             .pods
             .values()

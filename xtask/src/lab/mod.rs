@@ -240,7 +240,7 @@ impl Lab {
         let pod = self.pod(name)?;
         let ready = wait(|| {
             let mut cluster = self.cluster();
-            cluster.refresh()?;
+            cluster.watch()?;
             Ok(cluster.is_ready(name))
         });
         ready.with_context(|| format!("pod {name} is not ready: {}", pod.log_tail()))?;

@@ -53,18 +53,24 @@ impl Holder {
 
     /// Runs `ip` with commands from a batch, each on a line.
     pub(super) fn ip(&self, batch: &str) -> anyhow::Result<()> {
+        self.feed(&["ip", "-batch", "-"], batch)
+    }
+
+    /// Runs a program in the network namespace that reads `input`.
+    fn feed(&self, program: &[&str], input: &str) -> anyhow::Result<()> {
         use std::io::Write as _;
         let mut child = self
             .enter()
-            .args(["ip", "-batch", "-"])
+            .args(program)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()?;
-        child.stdin.take().context("no input")?.write_all(batch.as_bytes())?;
+        child.stdin.take().context("no input")?.write_all(input.as_bytes())?;
         let output = child.wait_with_output()?;
         if !output.status.success() {
-            bail!("ip: {}\nin: {batch}", String::from_utf8_lossy(&output.stderr));
+            let error = String::from_utf8_lossy(&output.stderr);
+            bail!("{}: {error}\nin: {input}", program.join(" "));
         }
         Ok(())
     }
@@ -257,20 +263,7 @@ impl Node {
 
     /// Loads an nftables ruleset into the node's namespace.
     pub(super) fn nft(&self, rules: &str) -> anyhow::Result<()> {
-        use std::io::Write as _;
-        let mut child = self
-            .holder
-            .enter()
-            .args(["nft", "-f", "-"])
-            .stdin(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        child.stdin.take().context("no input")?.write_all(rules.as_bytes())?;
-        let output = child.wait_with_output()?;
-        if !output.status.success() {
-            bail!("nft: {}\nin: {rules}", String::from_utf8_lossy(&output.stderr));
-        }
-        Ok(())
+        self.holder.feed(&["nft", "-f", "-"], rules)
     }
 }
 

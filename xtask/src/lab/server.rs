@@ -286,7 +286,7 @@ pub(super) fn serve(options: &ServeOptions) -> anyhow::Result<()> {
     listener.set_nonblocking(true)?;
     loop {
         // Readiness of pods changes by itself.
-        server.lab.cluster().refresh()?;
+        server.lab.cluster().watch()?;
         let Ok((stream, _)) = listener.accept() else {
             super::pause();
             continue;
