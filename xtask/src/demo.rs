@@ -22,6 +22,9 @@ use screen::{Screen, bar, boxed, wire};
 /// Port of the tunnels (HBONE).
 const TUNNEL_PORT: u16 = 15008;
 
+/// State of a pod that is captured and announced.
+const IN_MESH: &str = "in mesh";
+
 /// Batches of a phase.
 const BATCHES: usize = 8;
 
@@ -108,12 +111,25 @@ pub fn run(args: DemoArgs) -> anyhow::Result<()> {
     lab.capture_wire("node1")?;
     lab.apply(&sample("nginx-ab.yaml")?)?;
     lab.wait_enrolled()?;
-    let pods = mesh::workloads(&lab)?;
+    let pods = pods_in_mesh(&lab)?;
     let mut demo = Demo { lab, screen, pods, claims: Vec::new() };
     demo.topology(start)?;
     demo.traffic()?;
     demo.wire()?;
     demo.finish(&args, start)
+}
+
+/// The pods, once the client's agent knows that all are in the mesh: it is told by the others' agents.
+fn pods_in_mesh(lab: &Served) -> anyhow::Result<Vec<Workload>> {
+    let start = Instant::now();
+    loop {
+        let pods = mesh::workloads(lab)?;
+        let all = !pods.is_empty() && pods.iter().all(|pod| pod.state == IN_MESH);
+        // What is missing then shows in the picture, and fails.
+        if all || start.elapsed() > PATIENCE {
+            return Ok(pods);
+        }
+    }
 }
 
 fn sample(name: &str) -> anyhow::Result<String> {
@@ -146,7 +162,7 @@ impl Demo {
             "  Up in {seconds:.1} s. The pods are as they would be without the mesh: no sidecar, \
              no change."
         ))?;
-        let captured = self.pods.iter().filter(|pod| pod.state == "in mesh").count();
+        let captured = self.pods.iter().filter(|pod| pod.state == IN_MESH).count();
         let good = captured == 3 && nodes.len() == 2;
         self.claim(good, format!("{captured} pods on {} nodes are in the mesh", nodes.len()));
         Ok(())

@@ -60,6 +60,17 @@ pub fn without_our_package(command: &mut Command) {
     }
 }
 
+/// This program's file. A build that we started may have put a new one in its place: then the
+/// kernel's name for the old one ends in ` (deleted)` (proc(5)), and the new one is meant.
+///
+/// # Errors
+/// `/proc` is not there.
+pub fn own_program() -> anyhow::Result<PathBuf> {
+    let path = std::env::current_exe().context("find our own program")?;
+    let replaced = path.to_str().and_then(|path| path.strip_suffix(" (deleted)"));
+    Ok(replaced.map(PathBuf::from).unwrap_or(path))
+}
+
 /// The command as one would type it, with the variables it sets.
 #[must_use]
 pub fn shown(command: &Command) -> String {

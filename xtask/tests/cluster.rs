@@ -182,6 +182,26 @@ fn a_mistake_is_named_and_changes_nothing() {
     assert!(lab.pods().is_empty());
 }
 
+#[test]
+fn fortio_runs_as_in_its_image() {
+    if xtask::tool::find("go").is_none() {
+        xtask::test::skipped("lab: fortio is built by go, which is not here");
+        return;
+    }
+    let Some(lab) = lab() else { return };
+    lab.apply(
+        "{apiVersion: v1, kind: Pod, metadata: {name: f}, spec: {containers: [{name: fortio, \
+         image: fortio/fortio, ports: [{containerPort: 8080}, {containerPort: 8079}]}]}}",
+    )
+    .unwrap();
+    let pod = lab.wait_ready("f").unwrap();
+    let load = ["fortio", "load", "-qps", "0", "-n", "20", "-c", "2", "http://127.0.0.1:8080/echo"];
+    let report = pod.exec(&load).unwrap();
+    assert!(String::from_utf8_lossy(&report.stderr).contains("Code 200 : 20"), "{report:?}");
+    let same = pod.run(&["/usr/bin/fortio", "curl", "-quiet", "http://127.0.0.1:8080/debug"]);
+    assert!(same.unwrap().contains("Φορτίο"), "by its path too");
+}
+
 /// What a lab with this number would have on the machine.
 fn traces(number: &str) -> Vec<String> {
     let prefix = format!("malha-{number}-");

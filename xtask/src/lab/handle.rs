@@ -513,12 +513,25 @@ impl Lab {
         list.lines().any(|line| line.trim() == pod.uid)
     }
 
-    /// Waits until a pod is in the mesh.
+    /// Waits until a pod is in the mesh, and every agent knows it: before that, others reach it in
+    /// plaintext.
     ///
     /// # Errors
     /// Not in time; the message has the end of the agent's log.
     pub fn wait_enrolled(&self, pod: &Pod) -> anyhow::Result<()> {
-        self.wait_mesh(pod, true)
+        self.wait_mesh(pod, true)?;
+        let nodes: Vec<String> = self.shared.lock().agents.keys().cloned().collect();
+        nodes.iter().try_for_each(|node| {
+            let what = format!("{node} to know that {} is in the mesh", pod.name);
+            host::wait_for(PATIENCE, &what, || Ok(self.knows_enrolled(node, pod)?.then_some(())))
+        })
+    }
+
+    fn knows_enrolled(&self, node: &str, pod: &Pod) -> anyhow::Result<bool> {
+        let text = self.meshctl(node, &["-o", "json", "workloads"])?;
+        let reply: Value = serde_json::from_str(&text)?;
+        let known = |row: &Value| row["uid"] == *pod.uid && row["enrolled"] == true;
+        Ok(list_at(&reply, "/workloads").iter().any(known))
     }
 
     /// Waits until a pod is out of the mesh.

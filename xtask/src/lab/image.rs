@@ -11,8 +11,8 @@ use crate::tool::{find, output, say, shown, workspace};
 
 /// Where programs that are built here appear in a container.
 const LOCAL_BIN: &str = "/usr/local/bin";
-/// Fortio's Go module, pinned.
-const FORTIO: &str = "fortio.org/fortio@v1.75.3";
+/// Builds with Go 1.21. Later versions embed a script language whose module not every proxy serves.
+const FORTIO: &str = "v1.66.5";
 /// Ports of `malha/echo` without arguments: HTTP (1.1, 2, gRPC, WebSocket), echoed TCP.
 const ECHO: [&str; 4] = ["--http", "8080", "--tcp", "9000"];
 
@@ -115,7 +115,7 @@ fn installed(program: &str) -> anyhow::Result<PathBuf> {
 
 /// A program of this workspace, beside the one that runs us (a test lies one folder below).
 pub(super) fn built_here(program: &str) -> anyhow::Result<PathBuf> {
-    let own = std::env::current_exe().context("find the running program")?;
+    let own = crate::tool::own_program().context("find the running program")?;
     own.ancestors()
         .skip(1)
         .take(2)
@@ -126,16 +126,22 @@ pub(super) fn built_here(program: &str) -> anyhow::Result<PathBuf> {
 
 /// Builds fortio from its Go module once.
 fn fortio() -> anyhow::Result<PathBuf> {
-    let dir = workspace().join("target/lab");
+    let dir = workspace().join(format!("target/peers/fortio-{FORTIO}"));
     let path = dir.join("fortio");
     if path.is_file() {
         return Ok(path);
     }
-    let go = find("go").or_else(|| find("/usr/local/go/bin/go"));
-    let go = go.context("fortio is built from its Go module, and there is no `go` here")?;
+    let go = find("go").context(
+        "fortio is built from its Go module, and `go` is missing: install Debian's package \
+         golang-go (1.21 or newer), or Go from go.dev",
+    )?;
     std::fs::create_dir_all(&dir)?;
     let mut command = std::process::Command::new(go);
-    command.args(["install", FORTIO]).env("GOBIN", &dir).env("CGO_ENABLED", "0").current_dir("/");
+    command
+        .args(["install", &format!("fortio.org/fortio@{FORTIO}")])
+        .env("GOBIN", &dir)
+        .env("CGO_ENABLED", "0")
+        .current_dir("/");
     say(&format!("$ {}", shown(&command)));
     output(&mut command).context("build fortio")?;
     ensure!(path.is_file(), "go has built no {}", path.display());

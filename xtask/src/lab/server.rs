@@ -94,7 +94,7 @@ impl Served {
         let log = File::create(log_file(name))?;
         // A session of its own: Ctrl-C reaches us, and the pipe tells the server.
         let mut command = Command::new("setsid");
-        command.arg(std::env::current_exe()?).args(["lab", "serve"]);
+        command.arg(crate::tool::own_program()?).args(["lab", "serve"]);
         command.args([options.nodes.to_string(), options.workers.to_string(), name.clone()]);
         command.args(&options.agent);
         let child = command.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log).spawn()?;

@@ -80,7 +80,7 @@ pub fn ensure(cache_dir: &Path) -> Result<PathBuf> {
 pub fn arguments(config: &str) -> Vec<String> {
     let mut arguments = vec!["--config-yaml".to_owned(), config.to_owned()];
     // Without shared memory several run side by side; one worker makes one tunnel connection.
-    let fixed = ["--disable-hot-restart", "--concurrency", "1", "--log-level", "debug"];
+    let fixed = ["--disable-hot-restart", "--concurrency", "1", "--log-level", "info"];
     arguments.extend(fixed.map(str::to_owned));
     arguments.extend(["--file-flush-interval-msec", RECORD_FLUSH_MS].map(str::to_owned));
     arguments
@@ -168,9 +168,15 @@ pub fn server_config(server: &HboneServer) -> String {
         "require_client_certificate": true,
         "common_tls_context": tls_context(&server.tls, &server.accepted_client),
     });
+    // The connection manager hears of a connection after its handshake, the listener before.
+    let mut handshake_failures = access_log(&json!({
+        "peer": "%DOWNSTREAM_PEER_URI_SAN%",
+        "failure": "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%",
+    }));
+    handshake_failures["filter"] = only_failed_handshakes();
     let listener = json!({
         "name": "inbound",
-        "access_log": [access_log(&json!({"failure": "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%","flags": "%RESPONSE_FLAGS%", "peer":"%DOWNSTREAM_PEER_URI_SAN%", "status":"%CONNECTION_TERMINATION_DETAILS%"}))],
+        "access_log": [handshake_failures],
         "address": address(server.listen),
         "filter_chains": [{
             "filters": [filter("envoy.filters.network.http_connection_manager", &manager)],
@@ -221,6 +227,14 @@ fn access_log(fields: &Value) -> Value {
         "log_format": { "json_format": fields },
     });
     filter("envoy.access_loggers.stdout", &log)
+}
+
+fn only_failed_handshakes() -> Value {
+    let cel = json!({
+        "@type": format!("{TYPES}.access_loggers.filters.cel.v3.ExpressionFilter"),
+        "expression": "has(connection.transport_failure_reason)",
+    });
+    json!({ "extension_filter": filter("envoy.access_loggers.extension_filters.cel", &cel) })
 }
 
 fn filter(name: &str, config: &Value) -> Value {

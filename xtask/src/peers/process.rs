@@ -14,15 +14,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 
-/// Envoy binds its listeners before it says this; from here on a connection is answered.
-const READY: &str = "starting workers";
+/// With a static configuration Envoy says this after its listeners listen ("starting workers" comes
+/// before, and a connection made then is refused).
+const READY: &str = "starting main dispatch loop";
 /// A start takes about 0.2 s; a machine that is busy with builds needs longer.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 /// Older log lines are dropped: enough to see why a start or a handshake failed.
-const LOG_LINES: usize = 4000;
+const LOG_LINES: usize = 400;
 
-/// What Envoy says about one connection (client role) or one CONNECT (server role) at its end.
-/// Absent values are `None`.
+/// What Envoy says at the end of one connection (client role) or one CONNECT (server role), and of
+/// one refused TLS handshake (server role: `failure` is set). Absent values are `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Record {
@@ -34,7 +35,8 @@ pub struct Record {
     pub tls: Option<String>,
     /// Envoy's short response flags.
     pub flags: Option<String>,
-    /// Why the TLS handshake towards the upstream failed; client role only.
+    /// Why the TLS handshake failed, or `tunnel_response:` and the status that refused the CONNECT.
+    /// A client that is refused by its server has `None`: to it the handshake was whole.
     pub failure: Option<String>,
     /// Status of the CONNECT's answer; server role only.
     pub status: Option<u16>,
