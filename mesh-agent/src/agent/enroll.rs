@@ -43,6 +43,9 @@ pub(super) struct Enroller {
     pub(super) config_dir: PathBuf,
     enrolled: FxHashMap<Arc<str>, Enrolled>,
     announced: Option<BTreeSet<Arc<str>>>,
+    /// Withdrawn pods that still run: connections made in the mesh go on, and on an open HTTP
+    /// connection so do new requests, under the pod's certificate.
+    drained: FxHashMap<Arc<str>, Arc<LocalPod>>,
     /// Pods that are no longer announced, and when their capture ends.
     leaving: FxHashMap<Arc<str>, Instant>,
     /// Failures already reported, so that a pod that cannot be enrolled is logged once.
@@ -65,6 +68,7 @@ impl Enroller {
             config_dir,
             enrolled: FxHashMap::default(),
             announced: None,
+            drained: FxHashMap::default(),
             leaving: FxHashMap::default(),
             reported: FxHashMap::default(),
         }
@@ -160,8 +164,11 @@ impl Enroller {
             exclude_inbound_ports: workload.capture.exclude_inbound_ports.clone(),
             exclude_outbound_ranges: workload.capture.exclude_outbound_ranges.clone(),
         };
-        // Enrolled already: only its exclusions changed. New listeners take over from the old ones.
-        if !self.enrolled.contains_key(&workload.uid) {
+        // Enrolled already: only its exclusions changed, and new listeners take over from the old
+        // ones. Enrolled before: its certificate was kept.
+        let known =
+            self.enrolled.contains_key(&workload.uid) || self.drained.contains_key(&workload.uid);
+        if !known {
             self.shared.identities.ensure(&workload.identity).await?;
         }
         let pod = Arc::new(LocalPod {
@@ -171,7 +178,16 @@ impl Enroller {
             ips: workload.ips.clone(),
             net,
         });
-        let listeners = self.shared.capture.enroll(&pod.net, &settings)?;
+        let listeners = match self.shared.capture.enroll(&pod.net, &settings) {
+            Ok(listeners) => listeners,
+            Err(error) => {
+                if !known {
+                    self.shared.identities.release(&workload.identity);
+                }
+                return Err(error.into());
+            }
+        };
+        self.drained.remove(&workload.uid);
         if let Some(worker) = self.workers.home(&workload.uid) {
             worker.send(Command::Listen(pod.clone(), listeners));
         }
@@ -189,11 +205,12 @@ impl Enroller {
         {
             tracing::error!(pod = %enrolled.pod.name, %error, "cannot withdraw a pod");
         }
+        tracing::info!(pod = %enrolled.pod.name, "pod withdrawn");
+        self.drained.insert(uid.clone(), enrolled.pod);
         self.publish();
         if let Some(worker) = self.workers.home(uid) {
             worker.send(Command::Unlisten(uid.clone()));
         }
-        tracing::info!(pod = %enrolled.pod.name, "pod withdrawn");
     }
 
     /// Pods whose last process has ended.
@@ -201,19 +218,26 @@ impl Enroller {
         let dead: Vec<Arc<str>> =
             self.enrolled.keys().filter(|uid| !running.contains_key(&***uid)).cloned().collect();
         for uid in dead {
-            let Some(enrolled) = self.enrolled.get(&uid) else { continue };
-            let identity = enrolled.pod.identity.clone();
             self.withdraw(&uid);
-            self.shared.identities.release(&identity);
-            if let Some(worker) = self.workers.home(&uid) {
-                worker.send(Command::Forget(uid.clone()));
+        }
+        let gone = |uid: &Arc<str>| !running.contains_key(&**uid);
+        let ended: Vec<Arc<str>> = self.drained.keys().filter(|uid| gone(uid)).cloned().collect();
+        for uid in &ended {
+            if let Some(pod) = self.drained.remove(uid) {
+                self.shared.identities.release(&pod.identity);
             }
+        }
+        if !ended.is_empty() {
+            self.publish();
         }
     }
 
     /// Makes the set of local pods known to the data path.
     fn publish(&self) {
         let mut pods = LocalPods::default();
+        for (uid, pod) in &self.drained {
+            pods.by_uid.insert(uid.clone(), pod.clone());
+        }
         for enrolled in self.enrolled.values() {
             pods.by_uid.insert(enrolled.pod.uid.clone(), enrolled.pod.clone());
             for ip in &enrolled.pod.ips {

@@ -77,7 +77,9 @@ fn connection(view: &ConnectionView) -> api::Connection {
 fn older_rows(shared: &Shared, cgroup: &std::path::Path) -> Vec<api::Connection> {
     let pods = shared.pods.load();
     let running = capture::local_pods(cgroup).unwrap_or_default();
-    let known = running.iter().filter_map(|one| Some((pods.by_uid.get(&*one.uid)?, one.pid)));
+    let known = running
+        .iter()
+        .filter_map(|one| Some((pods.captured().find(|pod| *pod.uid == *one.uid)?, one.pid)));
     known
         .flat_map(|(pod, pid)| older::of_pod(pid).into_iter().map(move |older| (pod, older)))
         .map(|(pod, older)| {
@@ -116,8 +118,7 @@ fn captured(shared: &Shared, pin_dir: &str) -> api::Capture {
         state: "attached".to_owned(),
         pin_dir: pin_dir.to_owned(),
         pods: pods
-            .by_uid
-            .values()
+            .captured()
             .map(|pod| api::CapturedPod {
                 uid: pod.uid.to_string(),
                 netns_cookie: pod.net.cookie(),

@@ -45,8 +45,6 @@ pub enum Command {
     Listen(Arc<LocalPod>, PodListeners),
     /// Stop accepting for the pod with this UID; its open connections go on.
     Unlisten(Arc<str>),
-    /// The pod with this UID is gone: end its connections.
-    Forget(Arc<str>),
     /// Serve a connection that another worker accepted.
     Adopt(Accepted),
     /// Stop accepting, finish what is open, then end. At most this long.
@@ -158,7 +156,7 @@ impl Worker {
                         previous.accept.cancel();
                     }
                 }
-                Command::Unlisten(uid) | Command::Forget(uid) => {
+                Command::Unlisten(uid) => {
                     if let Some(pod) = served.remove(&uid) {
                         pod.accept.cancel();
                     }

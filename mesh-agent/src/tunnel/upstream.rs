@@ -50,10 +50,17 @@ impl LocalPod {
 /// The pods of this node, by UID and by address.
 #[derive(Debug, Default)]
 pub struct LocalPods {
-    /// By UID.
+    /// By UID, also those that have left the mesh and still have connections in it.
     pub by_uid: FxHashMap<Arc<str>, Arc<LocalPod>>,
-    /// By address.
+    /// By address: those in the mesh.
     pub by_ip: FxHashMap<IpAddr, Arc<LocalPod>>,
+}
+
+impl LocalPods {
+    /// Pods whose new connections are captured; the others of `by_uid` are draining.
+    pub fn captured(&self) -> impl Iterator<Item = &Arc<LocalPod>> {
+        self.by_uid.values().filter(|pod| pod.ips.iter().any(|ip| self.by_ip.contains_key(ip)))
+    }
 }
 
 /// Shared, replaced as a whole when a pod comes or goes.

@@ -3,7 +3,7 @@
 
 use crate::support::{self, SHOP, SHOP_PODS};
 
-/// Holds one connection to the echo's TCP port and sends a line whenever `/tmp/go-<n>` appears.
+/// Holds one connection to the echo's TCP port and sends each line that it is given.
 const HOLDER: &str = r#"
 import socket, sys, os, time
 s = socket.create_connection((sys.argv[1], 9000), 20)
@@ -18,6 +18,16 @@ for line in sys.stdin:
             print("closed", flush=True); sys.exit(1)
         got += part
     print(got.decode().strip(), flush=True)
+"#;
+
+/// Holds one HTTP connection and makes a request on it for every line.
+const KEEP_ALIVE: &str = r#"
+import http.client, sys
+c = http.client.HTTPConnection("far.shop", 80, timeout=20)
+for line in sys.stdin:
+    c.request("GET", "/" + line.strip())
+    answer = c.getresponse(); answer.read()
+    print(answer.status, flush=True)
 "#;
 
 #[test]
@@ -71,6 +81,8 @@ fn enrolling_and_withdrawing_break_no_open_connection() {
     let mut during = client.converse(&["python3", "-c", HOLDER, "far.shop"]).unwrap();
     assert_eq!(during.line().unwrap(), "connected");
     assert_eq!(during.ask("three").unwrap(), "three");
+    let mut http = client.converse(&["python3", "-c", KEEP_ALIVE]).unwrap();
+    assert_eq!(http.ask("in-the-mesh").unwrap(), "200");
     let connections = lab.meshctl("node1", &["-o", "json", "connections"]).unwrap();
     assert!(connections.contains("spiffe://cluster.local/ns/shop/sa/echo"), "{connections}");
     assert!(connections.contains("not in mesh"), "older than the enrolment: {connections}");
@@ -81,6 +93,7 @@ fn enrolling_and_withdrawing_break_no_open_connection() {
     }
     assert_eq!(before.ask("four").unwrap(), "four");
     assert_eq!(during.ask("five").unwrap(), "five", "made in the mesh, alive after withdrawal");
+    assert_eq!(http.ask("withdrawn").unwrap(), "200", "requests go on, on an open connection");
     let mut after = client.converse(&["python3", "-c", HOLDER, "far.shop"]).unwrap();
     assert_eq!(after.line().unwrap(), "connected");
     assert_eq!(after.ask("six").unwrap(), "six");
