@@ -150,7 +150,7 @@ impl Demo {
             let rows: Vec<String> = pods
                 .map(|pod| {
                     let ip = pod.ips.first().map_or("", String::as_str);
-                    format!("{:<10} {ip:<10} {:<8} {}", pod.name, pod.state, pod.identity)
+                    format!("{:<24} {ip:<10} {:<8} {}", pod.name, pod.state, pod.identity)
                 })
                 .collect();
             lines.extend(boxed(node, &rows, index > 0, index + 1 < nodes.len()));

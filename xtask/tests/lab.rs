@@ -36,7 +36,7 @@ spec:
 ---
 kind: Service
 metadata: { name: headless }
-spec: { clusterIP: None, selector: { app: nginx }, ports: [{ port: 80 }] }
+spec: { clusterIP: None, ipFamilyPolicy: PreferDualStack, selector: { app: nginx }, ports: [{ port: 80 }] }
 ---
 kind: Service
 metadata: { name: alias }
@@ -69,19 +69,18 @@ fn services_are_reached_by_every_kind_of_address() {
     lab.apply(MANIFESTS).unwrap();
     lab.wait_all_ready().unwrap();
     let client = lab.pod("default/client").unwrap();
-    let mut urls: Vec<String> = [
-        "nginx:8000",
-        "nginx.default.svc.cluster.local:8000",
-        "headless",
-        "alias:8000",
-        "172.30.0.1:30080",
-        "172.30.0.2:30080",
-    ]
-    .map(|host| format!("http://{host}/"))
-    .into();
+    let mut urls: Vec<String> =
+        ["nginx:8000", "nginx.default.svc.cluster.local:8000", "headless", "alias:8000"]
+            .map(|host| format!("http://{host}/"))
+            .into();
     let pods = lab.pods_of("default/nginx");
     assert_eq!(pods.len(), 2);
     assert_ne!(pods[0].node, pods[1].node, "spread over the nodes");
+    for node in lab.nodes() {
+        for ip in lab.node_addresses(&node).unwrap() {
+            urls.push(format!("http://{}/", std::net::SocketAddr::new(ip, 30080)));
+        }
+    }
     for ip in pods.iter().flat_map(|pod| &pod.ips) {
         urls.push(format!("http://{}/", std::net::SocketAddr::new(*ip, 80)));
     }
@@ -142,6 +141,7 @@ fn nothing_is_left_of_a_lab_whose_owner_is_killed() {
     let mut owner = Owner(
         Command::new(env!("CARGO_BIN_EXE_xtask"))
             .args(["lab", "serve", "2", "1", &name])
+            // Its end would tell the owner to end too.
             .stdin(Stdio::piped())
             .spawn()
             .unwrap(),

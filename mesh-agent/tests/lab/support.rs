@@ -63,10 +63,14 @@ pub(crate) fn issue(lab: &Lab, identity: &str) -> Files {
     let (life, now) = (Duration::from_secs(3600), std::time::SystemTime::now());
     let issued = authority.issue(&identity.parse().unwrap(), life, now).unwrap();
     let name = identity.replace([':', '/'], "_");
+    // Pods see this folder, and not the one with the root's key.
+    let shared = lab.shared_dir();
+    let root = shared.join("root-cert.pem");
+    std::fs::copy(ca.join("root-cert.pem"), &root).expect("the root is copied");
     let write = |suffix: &str, label: &str, der: &[u8]| {
         use base64::Engine as _;
         let body = base64::engine::general_purpose::STANDARD.encode(der);
-        let path = ca.join(format!("{name}.{suffix}"));
+        let path = shared.join(format!("{name}.{suffix}"));
         let pem = format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n");
         std::fs::write(&path, pem).expect("the file is written");
         path
@@ -74,7 +78,7 @@ pub(crate) fn issue(lab: &Lab, identity: &str) -> Files {
     Files {
         certificate: write("crt", "CERTIFICATE", &issued.chain[0]),
         key: write("key", "PRIVATE KEY", issued.key.secret_der()),
-        root: ca.join("root-cert.pem"),
+        root,
     }
 }
 

@@ -12,7 +12,7 @@ use anyhow::Context as _;
 const BAR: usize = 40;
 
 /// Width of the boxes around nodes.
-const BOX: usize = 84;
+const BOX: usize = 96;
 
 /// The demo's output.
 #[derive(Debug)]

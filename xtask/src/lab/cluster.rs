@@ -1,460 +1,398 @@
-//! What runs in the lab: takes manifests, runs pods, and keeps the folder of objects that the agents
-//! read, the nodes' NAT rules and the names of services up to date.
+//! The API server's part: the objects that were applied, with what it fills in, and the pods that
+//! they ask for. Pure but for looking images up.
+//!
+//! Invariant: an `apply` is all or nothing; after an error the objects are what they were.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 
-use super::endpoints::{self, Service};
-use super::images::{self, Programs};
-use super::manifest::{self, Document, scalar, selects};
-use super::node::{Node, pod_v4, pod_v6};
-use super::pod::{Pod, Sandbox, SandboxSpec};
-use super::proxy;
+use super::manifest::{DEFAULT_NAMESPACE, Key, Object, list_at, selects, text_at};
+use super::names::LabId;
+use super::plan;
+use super::service::Allocator;
 
-/// Kinds that the lab itself understands.
-const RUN: [&str; 2] = ["Pod", "Deployment"];
+/// Label with the hash of the template that a Deployment's pod was made from.
+pub(super) const TEMPLATE_HASH: &str = "pod-template-hash";
 
-/// A pod and what it is made from.
-struct Running {
-    pod: Pod,
-    /// Metadata and spec as in the manifest or template.
-    object: Value,
-    /// Deployment that owns it, `namespace/name`.
-    owner: Option<String>,
-    /// Ports that must listen before it is ready.
-    ports: Vec<u16>,
-    ready: bool,
+/// What happened to an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It was not there.
+    Created,
+    /// It was there, and is different now.
+    Configured,
+    /// It was there just so.
+    Unchanged,
+    /// It is gone.
+    Deleted,
 }
 
-/// The cluster's state.
+impl Change {
+    /// As kubectl says it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Configured => "configured",
+            Self::Unchanged => "unchanged",
+            Self::Deleted => "deleted",
+        }
+    }
+}
+
+/// Pods that some object asks for.
+#[derive(Debug)]
+pub(super) struct Wanted<'a> {
+    pub(super) namespace: &'a str,
+    /// The pod's name, or the Deployment's.
+    pub(super) name: &'a str,
+    /// Number of pods and hash of the template; `None` for a single Pod.
+    pub(super) replicas: Option<(usize, String)>,
+    /// Labels and annotations.
+    pub(super) metadata: &'a Value,
+    pub(super) spec: &'a Value,
+}
+
+/// Objects of one lab.
+#[derive(Debug)]
 pub(super) struct Cluster {
-    run_dir: PathBuf,
-    nodes: Vec<Arc<Node>>,
-    programs: Programs,
-    documents: BTreeMap<(String, String, String), Document>,
-    pods: BTreeMap<String, Running>,
-    services: BTreeMap<String, Service>,
-    next_host: Vec<u16>,
-    next_service: u16,
-    next_node: usize,
-    /// Files written, with their content.
-    files: BTreeMap<String, String>,
-    rules: String,
+    id: LabId,
+    objects: BTreeMap<Key, Object>,
+    allocator: Allocator,
 }
 
 impl Cluster {
-    pub(super) fn new(run_dir: PathBuf, nodes: Vec<Arc<Node>>, programs: Programs) -> Self {
-        let next_host = vec![1; nodes.len()];
-        Self {
-            run_dir,
-            nodes,
-            programs,
-            documents: BTreeMap::new(),
-            pods: BTreeMap::new(),
-            services: BTreeMap::new(),
-            next_host,
-            next_service: 1,
-            next_node: 0,
-            files: BTreeMap::new(),
-            rules: String::new(),
+    /// An empty cluster: the namespaces and service accounts that every cluster starts with.
+    pub(super) fn new(id: LabId) -> Self {
+        let mut cluster = Self { id, objects: BTreeMap::new(), allocator: Allocator::default() };
+        // The last is the mesh's root namespace, which is there where a mesh is installed.
+        for name in [DEFAULT_NAMESPACE, "kube-system", "istio-system"] {
+            cluster.add_namespace(name);
         }
+        cluster
     }
 
-    pub(super) fn programs(&self) -> &Programs {
-        &self.programs
+    fn add_namespace(&mut self, name: &str) {
+        let value = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        let key = Key::core("Namespace", "", name);
+        self.objects.insert(key.clone(), Object { key, value, text: String::new() });
+        self.add_default_account(name);
     }
 
-    pub(super) fn services(&self) -> &BTreeMap<String, Service> {
-        &self.services
+    fn add_default_account(&mut self, namespace: &str) {
+        let key = Key::core("ServiceAccount", namespace, "default");
+        self.objects.entry(key.clone()).or_insert_with(|| Object {
+            key,
+            value: json!({"apiVersion": "v1", "kind": "ServiceAccount",
+                "metadata": {"name": "default", "namespace": namespace}}),
+            text: String::new(),
+        });
     }
 
-    pub(super) fn apply(&mut self, manifests: &str) -> anyhow::Result<()> {
-        for document in manifest::read(manifests)? {
-            let key = (document.kind.clone(), document.namespace.clone(), document.name.clone());
-            let before = self.documents.insert(key, document.clone());
-            let changed = before.is_none_or(|before| before.value != document.value);
-            self.take(&document, changed).with_context(|| document.id())?;
+    /// All objects.
+    pub(super) fn objects(&self) -> impl Iterator<Item = &Object> {
+        self.objects.values()
+    }
+
+    pub(super) fn get(&self, key: &Key) -> Option<&Object> {
+        self.objects.get(key)
+    }
+
+    /// `data` of a ConfigMap.
+    pub(super) fn config_map(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Option<BTreeMap<String, String>> {
+        let object = self.objects.get(&Key::core("ConfigMap", namespace, name))?;
+        let data = object.at("/data").and_then(Value::as_object).cloned().unwrap_or_default();
+        let text = |(key, value): (String, Value)| Some((key, value.as_str()?.to_owned()));
+        Some(data.into_iter().filter_map(text).collect())
+    }
+
+    /// Takes objects over, or says which one is wrong and takes none.
+    pub(super) fn apply(&mut self, objects: Vec<Object>) -> anyhow::Result<Vec<(Key, Change)>> {
+        self.check_references(&objects)?;
+        let mut ready = Vec::new();
+        for mut object in objects {
+            let key = object.key.clone();
+            self.complete(&mut object).with_context(|| key.to_string())?;
+            ready.push(object);
         }
-        self.refresh()
+        Ok(ready.into_iter().map(|object| self.store(object)).collect())
     }
 
-    fn take(&mut self, document: &Document, changed: bool) -> anyhow::Result<()> {
-        match document.kind.as_str() {
-            "Pod" => self.ensure_pod(document),
-            "Deployment" => self.ensure_deployment(document, changed),
-            "Service" => {
-                let id = format!("{}/{}", document.namespace, document.name);
-                let number = match self.services.get(&id) {
-                    Some(service) => service.number,
-                    None => {
-                        self.next_service += 1;
-                        self.next_service
-                    }
-                };
-                self.services.insert(id, Service::read(document, number)?);
+    fn store(&mut self, object: Object) -> (Key, Change) {
+        let key = object.key.clone();
+        if key.kind == "Namespace" {
+            self.add_default_account(&key.name);
+        }
+        let change = match self.objects.get(&key) {
+            None => Change::Created,
+            Some(old) if old.value == object.value && old.text == object.text => Change::Unchanged,
+            Some(_) => Change::Configured,
+        };
+        self.objects.insert(key.clone(), object);
+        (key, change)
+    }
+
+    /// Namespaces and service accounts that are named must be there, or come with this apply.
+    fn check_references(&self, objects: &[Object]) -> anyhow::Result<()> {
+        let coming: BTreeSet<&Key> = objects.iter().map(|object| &object.key).collect();
+        let known = |key: Key| self.objects.contains_key(&key) || coming.contains(&key);
+        for object in objects {
+            let Key { kind, namespace, .. } = &object.key;
+            let there = namespace.is_empty() || known(Key::core("Namespace", "", namespace));
+            ensure!(there, "{}: namespace {namespace} not found", object.key);
+            let Some((spec, at)) = pod_spec(kind, &object.value) else { continue };
+            let account = service_account(spec);
+            ensure!(
+                account == "default" || known(Key::core("ServiceAccount", namespace, account)),
+                "{}: {at}.serviceAccountName: {account} not found in namespace {namespace}",
+                object.key
+            );
+        }
+        Ok(())
+    }
+
+    /// Checks an object and fills in what the API server would.
+    fn complete(&mut self, object: &mut Object) -> anyhow::Result<()> {
+        let before = self.objects.get(&object.key);
+        match (object.key.group.as_str(), object.key.kind.as_str()) {
+            ("", "Service") => {
+                self.allocator.complete(self.id, &mut object.value, before.map(|old| &old.value))
+            }
+            ("", "Pod") => {
+                plan::check(object.at("/spec").context("spec: missing")?, "spec")?;
+                if let Some(before) = before {
+                    let same = before.value.get("spec") == object.value.get("spec");
+                    ensure!(same, "spec: cannot change while the pod runs: delete it first");
+                }
+                Ok(())
+            }
+            ("apps", "Deployment") => {
+                let spec =
+                    object.at("/spec/template/spec").context("spec.template.spec: missing")?;
+                plan::check(spec, "spec.template.spec")?;
+                let selector = object.at("/spec/selector/matchLabels");
+                let selector = selector.context("spec.selector.matchLabels: missing")?;
+                let labels = object.at("/spec/template/metadata/labels").unwrap_or(&Value::Null);
+                ensure!(
+                    selects(selector, labels),
+                    "spec.template.metadata.labels: do not match spec.selector.matchLabels"
+                );
                 Ok(())
             }
             _ => Ok(()),
         }
     }
 
-    pub(super) fn delete(&mut self, kind: &str, namespace: &str, name: &str) -> anyhow::Result<()> {
-        let key = (kind.to_owned(), namespace.to_owned(), name.to_owned());
-        if self.documents.remove(&key).is_none() {
-            bail!("there is no {kind} {namespace}/{name}");
+    /// Removes objects, with everything in a namespace that goes.
+    pub(super) fn delete(&mut self, keys: &[Key]) -> anyhow::Result<Vec<(Key, Change)>> {
+        for key in keys {
+            ensure!(self.objects.contains_key(key), "{key}: not found");
         }
-        let id = format!("{namespace}/{name}");
-        match kind {
-            "Pod" => self.stop_pod(&id)?,
-            "Deployment" => {
-                for pod in self.names_of(&id) {
-                    self.stop_pod(&pod)?;
-                }
+        for key in keys {
+            self.objects.remove(key);
+            if key.kind == "Namespace" {
+                self.objects.retain(|other, _| other.namespace != key.name);
             }
-            "Service" => {
-                self.services.remove(&id);
-            }
-            _ => {}
         }
-        self.refresh()
+        Ok(keys.iter().map(|key| (key.clone(), Change::Deleted)).collect())
     }
 
-    fn ensure_pod(&mut self, document: &Document) -> anyhow::Result<()> {
-        let id = format!("{}/{}", document.namespace, document.name);
-        let spec_changed = |running: &Running| running.object["spec"] != document.value["spec"];
-        match self.pods.get_mut(&id) {
-            Some(running) if !spec_changed(running) => {
-                running.object = document.value.clone();
-                return Ok(());
-            }
-            Some(_) => self.stop_pod(&id)?,
-            None => {}
-        }
-        self.start_pod(&id, document.value.clone(), None)
-    }
-
-    fn ensure_deployment(&mut self, document: &Document, changed: bool) -> anyhow::Result<()> {
-        let id = format!("{}/{}", document.namespace, document.name);
-        let template = document.at("/spec/template");
-        let replicas = document.at("/spec/replicas").as_u64().unwrap_or(1);
-        let replicas = usize::try_from(replicas)?;
-        let old = self.names_of(&id);
-        let same = |name: &String| {
-            self.pods.get(name).is_some_and(|running| running.object["spec"] == template["spec"])
-        };
-        let (mut keep, mut stop): (Vec<_>, Vec<_>) = old.into_iter().partition(same);
-        stop.extend(keep.split_off(keep.len().min(replicas)));
-        if changed {
-            for name in &keep {
-                if let Some(running) = self.pods.get_mut(name) {
-                    running.object["metadata"]["labels"] = template["metadata"]["labels"].clone();
-                }
-            }
-        }
-        let mut index = 0;
-        while keep.len() < replicas {
-            index += 1;
-            let name = format!("{id}-{index}");
-            if self.pods.contains_key(&name) {
-                continue;
-            }
-            self.start_pod(&name, template.clone(), Some(id.clone()))?;
-            keep.push(name);
-        }
-        stop.iter().try_for_each(|name| self.stop_pod(name))
-    }
-
-    fn names_of(&self, deployment: &str) -> Vec<String> {
-        let owned = |running: &Running| running.owner.as_deref() == Some(deployment);
-        self.pods.iter().filter(|(_, running)| owned(running)).map(|(id, _)| id.clone()).collect()
-    }
-
-    fn start_pod(&mut self, id: &str, object: Value, owner: Option<String>) -> anyhow::Result<()> {
-        let (namespace, name) = id.split_once('/').context("a pod's name")?;
-        let index = self.place(&object)?;
-        let node = self.nodes.get(index).context("no such node")?.clone();
-        let slot = self.next_host.get_mut(index).context("no such node")?;
-        let host = *slot;
-        *slot += 1;
-        let uid = format!("{:08x}-0000-4000-8000-{:012x}", node.index, host);
-        let dir = self.run_dir.join("pods");
-        let mounts = self.mounts(namespace, &object, &dir.join(&uid))?;
-        let images = list(&object, "/spec/containers").iter().filter_map(|c| c["image"].as_str());
-        let overlays = images::programs(images)?;
-        let spec = SandboxSpec {
-            uid: &uid,
-            namespace,
-            name,
-            host,
-            programs: &self.programs.dir,
-            mounts: &mounts,
-            overlays: &overlays,
-        };
-        let sandbox = Sandbox::create(&node, &dir, &spec)?;
-        let ports = self.start_containers(&sandbox, &object, name, &dir.join(&uid))?;
-        let ips = vec![IpAddr::V4(pod_v4(node.index, host)), IpAddr::V6(pod_v6(node.index, host))];
-        let pod = Pod {
-            name: id.to_owned(),
-            uid: uid.into(),
-            node: node.name.clone(),
-            ips,
-            sandbox: Arc::new(sandbox),
-        };
-        self.pods.insert(id.to_owned(), Running { pod, object, owner, ports, ready: false });
+    /// Sets or removes a label of an object that is played (so not handed on as text).
+    pub(super) fn label(
+        &mut self,
+        key: &Key,
+        name: &str,
+        value: Option<&str>,
+    ) -> anyhow::Result<()> {
+        let object = self.objects.get_mut(key).with_context(|| format!("{key}: not found"))?;
+        set_label(&mut object.value, name, value);
         Ok(())
     }
 
-    /// The node that `spec.nodeName` asks for, or the next in turn.
-    fn place(&mut self, object: &Value) -> anyhow::Result<usize> {
-        if let Some(wanted) = object.pointer("/spec/nodeName").and_then(Value::as_str) {
-            let found = self.nodes.iter().position(|node| node.name == wanted);
-            return found.with_context(|| format!("spec.nodeName: there is no node `{wanted}`"));
-        }
-        self.next_node += 1;
-        Ok((self.next_node - 1) % self.nodes.len().max(1))
-    }
-
-    /// ConfigMaps that containers mount, written to files.
-    fn mounts(
-        &self,
+    /// Sets the number of replicas of a Deployment.
+    pub(super) fn scale(
+        &mut self,
         namespace: &str,
-        object: &Value,
-        dir: &Path,
-    ) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
-        let mut mounts = Vec::new();
-        for volume in list(object, "/spec/volumes") {
-            let Some(map) = volume.pointer("/configMap/name").and_then(Value::as_str) else {
-                continue;
-            };
-            let name = volume["name"].as_str().unwrap_or_default();
-            let key = ("ConfigMap".to_owned(), namespace.to_owned(), map.to_owned());
-            let document = self.documents.get(&key).with_context(|| {
-                format!("spec.volumes[{name}].configMap.name: there is no ConfigMap `{map}`")
-            })?;
-            let files = dir.join("volumes").join(name);
-            std::fs::create_dir_all(&files)?;
-            for (file, content) in document.at("/data").as_object().into_iter().flatten() {
-                std::fs::write(files.join(file), content.as_str().unwrap_or_default())?;
-            }
-            for mount in list(object, "/spec/containers")
-                .iter()
-                .flat_map(|container| list(container, "/volumeMounts"))
-                .filter(|mount| mount["name"] == name)
-            {
-                let target = PathBuf::from(mount["mountPath"].as_str().unwrap_or_default());
-                let source = match mount["subPath"].as_str() {
-                    Some(file) => files.join(file),
-                    None => files.clone(),
-                };
-                mounts.push((source, target));
-            }
-        }
-        Ok(mounts)
-    }
-
-    fn start_containers(
-        &self,
-        sandbox: &Sandbox,
-        object: &Value,
-        pod: &str,
-        dir: &Path,
-    ) -> anyhow::Result<Vec<u16>> {
-        let mut ports = Vec::new();
-        for (index, container) in list(object, "/spec/containers").iter().enumerate() {
-            let field = format!("spec.containers[{index}]");
-            let name = container["name"].as_str().unwrap_or("main");
-            let image = container["image"].as_str().with_context(|| format!("{field}.image"))?;
-            let found = images::find(image, &self.programs, dir)
-                .with_context(|| format!("{field}.image"))?;
-            let strings = |path: &str| -> Vec<String> {
-                list(container, path).iter().filter_map(scalar).collect()
-            };
-            let (command, args) = (strings("/command"), strings("/args"));
-            // As in Kubernetes: a command replaces the image's own, and its arguments too.
-            let own = command.is_empty();
-            if own && args.is_empty() {
-                ports.extend(found.ports);
-            }
-            let mut line = if own { found.command } else { command };
-            line.extend(if own && args.is_empty() { found.arguments } else { args });
-            let mut environment = vec![("HOSTNAME".to_owned(), pod.to_owned())];
-            for variable in list(container, "/env") {
-                if let (Some(name), Some(value)) =
-                    (variable["name"].as_str(), scalar(&variable["value"]))
-                {
-                    environment.push((name.to_owned(), value));
-                }
-            }
-            sandbox.start(name, &line, &environment)?;
-            ports.extend(
-                list(container, "/ports")
-                    .iter()
-                    .filter(|port| port["protocol"].as_str().unwrap_or("TCP") == "TCP")
-                    .filter_map(|port| port["containerPort"].as_u64())
-                    .filter_map(|port| u16::try_from(port).ok()),
-            );
-        }
-        Ok(ports)
-    }
-
-    fn stop_pod(&mut self, id: &str) -> anyhow::Result<()> {
-        if let Some(running) = self.pods.remove(id) {
-            running.pod.sandbox.destroy()?;
-        }
+        name: &str,
+        replicas: usize,
+    ) -> anyhow::Result<()> {
+        let mut key = Key::core("Deployment", namespace, name);
+        key.group = "apps".into();
+        let object = self.objects.get_mut(&key).with_context(|| format!("{key}: not found"))?;
+        object.value["spec"]["replicas"] = replicas.into();
         Ok(())
     }
 
-    pub(super) fn pod(&self, name: &str) -> anyhow::Result<Pod> {
-        let running = self.pods.get(name).with_context(|| format!("there is no pod {name}"))?;
-        Ok(running.pod.clone())
+    /// What Pods and Deployments ask for.
+    pub(super) fn wanted(&self) -> Vec<Wanted<'_>> {
+        self.objects.values().filter_map(wanted).collect()
     }
+}
 
-    pub(super) fn pods(&self) -> Vec<Pod> {
-        self.pods.values().map(|running| running.pod.clone()).collect()
-    }
-
-    pub(super) fn pods_of(&self, deployment: &str) -> Vec<Pod> {
-        let names = self.names_of(deployment);
-        names.iter().filter_map(|name| self.pod(name).ok()).collect()
-    }
-
-    pub(super) fn is_ready(&self, name: &str) -> bool {
-        self.pods.get(name).is_some_and(|running| running.ready)
-    }
-
-    /// Looks whether pods have become ready or ceased to be; publishes only then.
-    pub(super) fn watch(&mut self) -> anyhow::Result<()> {
-        if self.look() { self.publish() } else { Ok(()) }
-    }
-
-    /// Looks at the pods, and publishes what was applied and what was seen.
-    fn refresh(&mut self) -> anyhow::Result<()> {
-        self.look();
-        self.publish()
-    }
-
-    /// Brings the readiness of pods up to date; whether any has changed.
-    fn look(&mut self) -> bool {
-        let mut changed = false;
-        for running in self.pods.values_mut() {
-            let listening = running.pod.sandbox.listening();
-            let ready = running.ports.iter().all(|port| listening.contains(port));
-            changed |= ready != std::mem::replace(&mut running.ready, ready);
+/// The pods that an object asks for, if it asks for any.
+fn wanted(object: &Object) -> Option<Wanted<'_>> {
+    let Object { key: Key { group, kind, namespace, name }, value, .. } = object;
+    let (metadata, spec, replicas) = match (group.as_str(), kind.as_str()) {
+        ("", "Pod") => (value.get("metadata")?, value.get("spec")?, None),
+        ("apps", "Deployment") => {
+            let template = value.pointer("/spec/template")?;
+            let count = value.pointer("/spec/replicas").and_then(Value::as_u64);
+            let count = usize::try_from(count.unwrap_or(1)).ok()?;
+            let replicas = Some((count, hash(template)));
+            (template.get("metadata")?, template.get("spec")?, replicas)
         }
-        changed
+        _ => return None,
+    };
+    Some(Wanted { namespace, name, replicas, metadata, spec })
+}
+
+/// The account that a pod runs as.
+pub(super) fn service_account(spec: &Value) -> &str {
+    text_at(spec, "/serviceAccountName")
+        .or_else(|| text_at(spec, "/serviceAccount"))
+        .unwrap_or("default")
+}
+
+/// Sets or removes one of an object's labels.
+pub(super) fn set_label(object: &mut Value, name: &str, value: Option<&str>) {
+    let metadata = &mut object["metadata"];
+    if !metadata["labels"].is_object() {
+        metadata["labels"] = json!({});
+    }
+    match (value, metadata["labels"].as_object_mut()) {
+        (Some(value), Some(labels)) => {
+            labels.insert(name.to_owned(), value.into());
+        }
+        (None, Some(labels)) => {
+            labels.remove(name);
+        }
+        (_, None) => {}
+    }
+}
+
+fn pod_spec<'a>(kind: &str, value: &'a Value) -> Option<(&'a Value, &'static str)> {
+    match kind {
+        "Pod" => Some((value.get("spec")?, "spec")),
+        "Deployment" => Some((value.pointer("/spec/template/spec")?, "spec.template.spec")),
+        _ => None,
+    }
+}
+
+/// A short name for a template (FNV-1a): the same template, the same name, in every lab.
+fn hash(template: &Value) -> String {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for byte in template.to_string().bytes() {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    format!("{hash:016x}")[..10].to_owned()
+}
+
+/// Finds the one object that `kind` (any case, singular) and `namespace/name` mean.
+pub(super) fn find_key<'a>(
+    objects: impl Iterator<Item = &'a Object>,
+    kind: &str,
+    namespace: &str,
+    name: &str,
+) -> anyhow::Result<Key> {
+    let matches = |key: &&Key| {
+        key.kind.eq_ignore_ascii_case(kind)
+            && key.name == name
+            && (key.namespace.is_empty() || key.namespace == namespace)
+    };
+    let found: Vec<&Key> = objects.map(|object| &object.key).filter(matches).collect();
+    match found.as_slice() {
+        [key] => Ok((*key).clone()),
+        [] => bail!("{kind} {namespace}/{name}: not found"),
+        _ => bail!("{kind} {namespace}/{name}: in more than one API group"),
+    }
+}
+
+/// Number of a pod's containers.
+pub(super) fn container_count(spec: &Value) -> usize {
+    list_at(spec, "/containers").len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::manifest::parse;
+    use super::*;
+
+    const DEPLOYMENT: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: { name: web }
+spec:
+  replicas: 2
+  selector: { matchLabels: { app: web } }
+  template:
+    metadata: { labels: { app: web } }
+    spec:
+      containers: [{ name: web, image: alpine }]
+";
+
+    fn apply(cluster: &mut Cluster, text: &str) -> anyhow::Result<Vec<Change>> {
+        Ok(cluster.apply(parse(text)?)?.into_iter().map(|(_, change)| change).collect())
     }
 
-    /// Brings files, rules and names up to date.
-    fn publish(&mut self) -> anyhow::Result<()> {
-        let pods: Vec<endpoints::PodView<'_>> = self
-            .pods
-            .values()
-            .map(|running| endpoints::PodView {
-                pod: &running.pod,
-                object: &running.object,
-                ready: running.ready,
-            })
-            .collect();
-        for service in self.services.values_mut() {
-            service.resolve(&pods);
-        }
-        let rules = proxy::rules(self.services.values());
-        if rules != self.rules {
-            for node in &self.nodes {
-                node.nft(&rules)?;
-            }
-            self.rules = rules;
-        }
-        self.write_files()
+    #[test]
+    fn applying_again_says_what_changed() {
+        let mut cluster = Cluster::new(LabId(1));
+        assert_eq!(apply(&mut cluster, DEPLOYMENT).unwrap(), [Change::Created]);
+        assert_eq!(apply(&mut cluster, DEPLOYMENT).unwrap(), [Change::Unchanged]);
+        let hash = |cluster: &Cluster| cluster.wanted()[0].replicas.clone().unwrap();
+        let before = hash(&cluster);
+        let scaled = DEPLOYMENT.replace("replicas: 2", "replicas: 3");
+        assert_eq!(apply(&mut cluster, &scaled).unwrap(), [Change::Configured]);
+        assert_eq!(hash(&cluster), (3, before.1.clone()), "scaling is no new template");
+        let changed = scaled.replace("name: web, image", "name: shop, image");
+        apply(&mut cluster, &changed).unwrap();
+        assert_ne!(hash(&cluster).1, before.1);
     }
 
-    fn write_files(&mut self) -> anyhow::Result<()> {
-        let mut wanted: BTreeMap<String, String> = BTreeMap::new();
-        for document in self.documents.values() {
-            let file = format!(
-                "{}-{}-{}",
-                document.kind.to_lowercase(),
-                document.namespace,
-                document.name
+    #[test]
+    fn one_wrong_object_keeps_all_out() {
+        let mut cluster = Cluster::new(LabId(1));
+        let before = cluster.objects().count();
+        for (from, to, message) in [
+            (
+                "image: alpine",
+                "image: nobody/x",
+                "Deployment default/web: spec.template.spec.containers[0].image",
+            ),
+            ("labels: { app: web }", "labels: { app: wob }", "do not match"),
+            ("name: web }\nspec", "name: web, namespace: far }\nspec", "namespace far not found"),
+            (
+                "containers:",
+                "serviceAccountName: x\n      containers:",
+                "serviceAccountName: x not found",
+            ),
+        ] {
+            let text = format!(
+                "apiVersion: v1\nkind: Namespace\nmetadata: {{name: a}}\n---{}",
+                DEPLOYMENT.replacen(from, to, 1)
             );
-            match document.kind.as_str() {
-                kind if RUN.contains(&kind) => {}
-                "ConfigMap" => {}
-                "Service" => {}
-                _ => {
-                    wanted.insert(format!("{file}.yaml"), document.text.clone());
-                }
-            }
+            let error = format!("{:#}", apply(&mut cluster, &text).expect_err(message));
+            assert!(error.contains(message), "{error}");
+            assert_eq!(cluster.objects().count(), before);
         }
-        for service in self.services.values() {
-            for object in service.objects() {
-                let kind = object["kind"].as_str().unwrap_or_default().to_lowercase();
-                let (namespace, name) = (
-                    object["metadata"]["namespace"].as_str().unwrap_or_default(),
-                    object["metadata"]["name"].as_str().unwrap_or_default(),
-                );
-                let file = format!("{kind}-{namespace}-{name}.json");
-                wanted.insert(file, serde_json::to_string_pretty(&object)?);
-            }
-        }
-        for running in self.pods.values() {
-            let object = pod_object(running);
-            let file = format!("pod-{}.json", running.pod.name.replace('/', "-"));
-            wanted.insert(file, serde_json::to_string_pretty(&object)?);
-        }
-        let dir = self.run_dir.join("config");
-        for (file, content) in &wanted {
-            if self.files.get(file) != Some(content) {
-                // A name that the agents do not read until it is whole.
-                let temporary = dir.join(format!(".{file}.tmp"));
-                std::fs::write(&temporary, content)?;
-                std::fs::rename(&temporary, dir.join(file))?;
-            }
-        }
-        let gone: BTreeSet<&String> =
-            self.files.keys().filter(|file| !wanted.contains_key(*file)).collect();
-        for file in gone {
-            let _ = std::fs::remove_file(dir.join(file));
-        }
-        self.files = wanted;
-        Ok(())
     }
-}
 
-/// The Pod object as the API server would hold it.
-fn pod_object(running: &Running) -> Value {
-    let (namespace, name) = running.pod.name.split_once('/').unwrap_or_default();
-    let mut object = running.object.clone();
-    object["apiVersion"] = json!("v1");
-    object["kind"] = json!("Pod");
-    object["metadata"]["namespace"] = json!(namespace);
-    object["metadata"]["name"] = json!(name);
-    object["metadata"]["uid"] = json!(*running.pod.uid);
-    object["spec"]["nodeName"] = json!(running.pod.node);
-    if object["spec"]["serviceAccountName"].is_null() {
-        object["spec"]["serviceAccountName"] = json!("default");
+    #[test]
+    fn a_namespace_takes_its_objects_along() {
+        let mut cluster = Cluster::new(LabId(1));
+        let before = cluster.objects().count();
+        let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\n\
+            apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c, namespace: shop}\ndata: {a: b}\n";
+        apply(&mut cluster, text).unwrap();
+        assert_eq!(cluster.config_map("shop", "c").unwrap()["a"], "b");
+        let key = find_key(cluster.objects(), "namespace", "default", "shop").unwrap();
+        cluster.delete(&[key]).unwrap();
+        assert_eq!(cluster.objects().count(), before);
     }
-    let ips: Vec<Value> = running.pod.ips.iter().map(|ip| json!({ "ip": ip })).collect();
-    object["status"] = json!({
-        "phase": "Running",
-        "podIP": running.pod.ip(),
-        "podIPs": ips,
-        "conditions": [{ "type": "Ready", "status": if running.ready { "True" } else { "False" } }],
-    });
-    object
-}
-
-/// The list at a path, or nothing.
-fn list<'a>(value: &'a Value, path: &str) -> &'a [Value] {
-    value.pointer(path).and_then(Value::as_array).map_or(&[], Vec::as_slice)
-}
-
-/// The labels of a pod's object select it.
-pub(super) fn selected(selector: &Value, object: &Value) -> bool {
-    selects(selector, &object["metadata"]["labels"])
 }

@@ -1,133 +1,110 @@
-//! Cluster DNS: one resolver per node, on the address that its pods have as gateway. Knows the
-//! cluster's names and nothing else: the lab never talks to the world.
+//! The cluster's name server: UDP and TCP on every node, at the same virtual address.
+//!
+//! Sockets are made inside the node's namespace; the threads that serve them live in the lab's own
+//! process and end with it.
 
-use std::net::{IpAddr, UdpSocket};
-use std::os::fd::AsFd as _;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
-use anyhow::Context as _;
-use hickory_proto::op::{Message, MessageType, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA, CNAME};
-use hickory_proto::rr::{Name, RData, Record, RecordType};
-use nix::sched::{CloneFlags, setns};
+use anyhow::Context;
 
-use super::cluster::Cluster;
-use super::node::Node;
+use super::host;
+use super::topology::Node;
+use super::zone::Zone;
 
-/// Short, as endpoints of headless services come and go.
-const TTL: u32 = 2;
+const PORT: u16 = 53;
+/// How long a thread that should end may go on waiting.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// Longest query over UDP: what EDNS clients announce as a rule.
+const MAX_QUERY: usize = 4096;
 
-/// Largest answer over UDP without EDNS (RFC 1035 section 2.3.4) is 512; the lab's resolvers take more.
-const MAX_MESSAGE: usize = 4096;
+/// Threads that answer. They end when this is dropped.
+#[derive(Debug)]
+pub(super) struct Resolvers {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
 
-const SUFFIX: &str = ".svc.cluster.local";
+impl Resolvers {
+    /// Starts to answer from `zone` at `address` on every node.
+    pub(super) fn start(
+        nodes: &[Node],
+        address: Ipv4Addr,
+        zone: &Arc<RwLock<Zone>>,
+    ) -> anyhow::Result<Self> {
+        let mut resolvers = Self { stop: Arc::new(AtomicBool::new(false)), threads: Vec::new() };
+        for node in nodes {
+            let (udp, tcp) = host::within(&host::netns_path(&node.netns), || {
+                let udp = UdpSocket::bind((address, PORT)).context("bind UDP port 53")?;
+                let tcp = TcpListener::bind((address, PORT)).context("bind TCP port 53")?;
+                udp.set_read_timeout(Some(PATIENCE))?;
+                tcp.set_nonblocking(true)?;
+                Ok((udp, tcp))
+            })?;
+            let (zone_udp, stop_udp) = (Arc::clone(zone), Arc::clone(&resolvers.stop));
+            resolvers.spawn("lab-dns-udp", move || serve_udp(&udp, &zone_udp, &stop_udp))?;
+            let (zone_tcp, stop_tcp) = (Arc::clone(zone), Arc::clone(&resolvers.stop));
+            resolvers.spawn("lab-dns-tcp", move || serve_tcp(&tcp, &zone_tcp, &stop_tcp))?;
+        }
+        Ok(resolvers)
+    }
 
-/// Serves a node's pods until the lab is gone.
-pub(super) fn serve(node: &Arc<Node>, cluster: Arc<Mutex<Cluster>>) -> anyhow::Result<()> {
-    let cluster = Arc::downgrade(&cluster);
-    let namespace = std::fs::File::open(format!("/proc/{}/ns/net", node.holder.pid()))?;
-    let (ready, started) = std::sync::mpsc::channel();
-    // A thread of its own: entering a network namespace changes the thread for good.
-    std::thread::Builder::new().name(format!("dns-{}", node.name)).spawn(move || {
-        let socket = setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)
-            .map_err(std::io::Error::from)
-            .and_then(|()| UdpSocket::bind("0.0.0.0:53"));
-        drop(namespace);
-        match socket {
-            Ok(socket) => {
-                let _ = ready.send(Ok(()));
-                answer_all(&socket, &cluster);
+    fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+        let thread = std::thread::Builder::new().name(name.into()).spawn(work)?;
+        self.threads.push(thread);
+        Ok(())
+    }
+}
+
+impl Drop for Resolvers {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            // A panic there was printed there.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve_udp(socket: &UdpSocket, zone: &RwLock<Zone>, stop: &AtomicBool) {
+    let mut query = [0; MAX_QUERY];
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((length, client)) = socket.recv_from(&mut query) else { continue };
+        let zone = zone.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(answer) = query.get(..length).and_then(|query| zone.answer(query, true)) {
+            // A client that went away asks no more.
+            let _ = socket.send_to(&answer, client);
+        }
+    }
+}
+
+fn serve_tcp(listener: &TcpListener, zone: &RwLock<Zone>, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        match listener.accept() {
+            // One client at a time: it has PATIENCE for its query.
+            Ok((mut client, _)) => {
+                let _ = answer_tcp(&mut client, zone);
             }
-            Err(error) => drop(ready.send(Err(error))),
-        }
-    })?;
-    started.recv()?.context("serve DNS")
-}
-
-fn answer_all(socket: &UdpSocket, cluster: &Weak<Mutex<Cluster>>) {
-    // The look for the lab's end; queries come in between.
-    let _ = socket.set_read_timeout(Some(std::time::Duration::from_millis(500)));
-    let mut buffer = [0; MAX_MESSAGE];
-    loop {
-        let received = socket.recv_from(&mut buffer);
-        let Some(cluster) = cluster.upgrade() else { return };
-        let Ok((length, peer)) = received else { continue };
-        let Ok(query) = Message::from_vec(&buffer[..length]) else { continue };
-        let answer = answer(&query, &cluster.lock().unwrap_or_else(PoisonError::into_inner));
-        if let Ok(bytes) = answer.to_vec() {
-            let _ = socket.send_to(&bytes, peer);
+            Err(_) => std::thread::park_timeout(PATIENCE / 10),
         }
     }
 }
 
-fn answer(query: &Message, cluster: &Cluster) -> Message {
-    let mut message = Message::response(query.metadata.id, query.metadata.op_code);
-    message.metadata.message_type = MessageType::Response;
-    message.metadata.authoritative = true;
-    message.metadata.recursion_desired = query.metadata.recursion_desired;
-    message.metadata.recursion_available = true;
-    let Some(question) = query.queries.first() else { return message };
-    message.add_query(question.clone());
-    let name = question.name().to_ascii().to_ascii_lowercase();
-    match find(cluster, name.trim_end_matches('.')) {
-        None => message.metadata.response_code = ResponseCode::NXDomain,
-        Some(Found::Alias(target)) => {
-            if let Ok(target) = Name::from_ascii(format!("{}.", target.trim_end_matches('.'))) {
-                let alias = RData::CNAME(CNAME(target.clone()));
-                message.add_answer(Record::from_rdata(question.name().clone(), TTL, alias));
-                // Stub resolvers want the whole chain in one answer.
-                let text = target.to_ascii().to_ascii_lowercase();
-                if let Some(Found::Addresses(found)) = find(cluster, text.trim_end_matches('.')) {
-                    add_addresses(&mut message, &target, question.query_type(), found);
-                }
-            }
-        }
-        Some(Found::Addresses(addresses)) => {
-            add_addresses(&mut message, question.name(), question.query_type(), addresses);
-        }
-    }
-    message
-}
-
-fn add_addresses(message: &mut Message, name: &Name, wanted: RecordType, found: Vec<IpAddr>) {
-    for address in found {
-        let data = match (address, wanted) {
-            (IpAddr::V4(ip), RecordType::A) => RData::A(A(ip)),
-            (IpAddr::V6(ip), RecordType::AAAA) => RData::AAAA(AAAA(ip)),
-            _ => continue,
-        };
-        message.add_answer(Record::from_rdata(name.clone(), TTL, data));
-    }
-}
-
-enum Found {
-    Addresses(Vec<IpAddr>),
-    Alias(String),
-}
-
-/// `service.namespace.svc.cluster.local`, or `pod.service.…` of a headless service.
-fn find(cluster: &Cluster, name: &str) -> Option<Found> {
-    let rest = name.strip_suffix(SUFFIX)?;
-    let labels: Vec<&str> = rest.split('.').collect();
-    let (pod, service, namespace) = match labels.as_slice() {
-        [service, namespace] => (None, *service, *namespace),
-        [pod, service, namespace] => (Some(*pod), *service, *namespace),
-        _ => return None,
-    };
-    let service = cluster.services().get(&format!("{namespace}/{service}"))?;
-    if let Some(target) = &service.external_name {
-        return Some(Found::Alias(target.clone()));
-    }
-    let ready = service.backends.iter().filter(|backend| backend.ready);
-    match pod {
-        Some(pod) => {
-            let wanted = format!("{namespace}/{pod}");
-            let found = ready.filter(|backend| backend.name == wanted);
-            Some(Found::Addresses(found.flat_map(|backend| backend.ips.clone()).collect()))
-        }
-        None if service.addresses.is_empty() => {
-            Some(Found::Addresses(ready.flat_map(|backend| backend.ips.clone()).collect()))
-        }
-        None => Some(Found::Addresses(service.addresses.clone())),
-    }
+/// One query and its answer, each after two bytes of length (RFC 1035 4.2.2).
+fn answer_tcp(client: &mut TcpStream, zone: &RwLock<Zone>) -> std::io::Result<()> {
+    client.set_nonblocking(false)?;
+    client.set_read_timeout(Some(PATIENCE))?;
+    client.set_write_timeout(Some(PATIENCE))?;
+    let mut length = [0; 2];
+    client.read_exact(&mut length)?;
+    let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
+    client.read_exact(&mut query)?;
+    let answer = zone.read().unwrap_or_else(PoisonError::into_inner).answer(&query, false);
+    let Some(answer) = answer else { return Ok(()) };
+    let Ok(length) = u16::try_from(answer.len()) else { return Ok(()) };
+    client.write_all(&[length.to_be_bytes().as_slice(), &answer].concat())
 }

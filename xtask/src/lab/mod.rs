@@ -1,413 +1,527 @@
-//! Whole meshes on one machine: nodes and pods as network namespaces with cgroups and real
-//! processes. Used by the demo, the tests and the benchmarks, and by hand.
+//! The lab: whole clusters on one machine, without containers or virtual machines.
 //!
-//! It plays kubelet, the EndpointSlice controller, kube-proxy and cluster DNS, and nothing else: the
-//! mesh is the shipped agent, one per node, which reads the manifests that a cluster would hold from
-//! a folder.
+//! A node is a network namespace with a cgroup and a real agent; a pod is a network namespace with
+//! a cgroup and real processes. The lab plays the API server, the controllers of Deployments,
+//! Services and EndpointSlices, scheduler, kubelet, kube-proxy (nftables) and the cluster's name
+//! server, each as far as ordinary manifests need it. It plays nothing of the mesh.
 //!
-//! Invariants: no network namespace has a name and nothing touches the host's own one; every process
-//! of a lab is in the lab's cgroup, so killing that and unmounting is a complete clean-up, which a
-//! guardian process does when the owner goes away for whatever reason.
+//! Map: [`names`] and [`ground`] (number, folder, clean-up), [`topology`] (namespaces, links),
+//! [`manifest`] and [`cluster`] (objects), [`service`], [`virtual_ip`], [`zone`], [`dns`]
+//! (Services), [`image`], [`plan`], [`container`], [`pod`], [`kubelet`] (pods), [`publish`]
+//! (the agents' configuration folder), [`agent`], [`wire`] and [`pcap`] (proof), [`handle`] (what
+//! tests hold), [`server`] and [`cli`] (a lab in the background).
+//!
+//! Invariant: whatever a lab makes is named after its number and removed by its guardian.
 
-mod cgroup;
+mod agent;
 pub mod cli;
 mod cluster;
+mod container;
 mod dns;
-mod endpoints;
-mod guardian;
-mod images;
+mod ground;
+mod handle;
+mod host;
+mod image;
+mod kubelet;
 mod manifest;
-mod node;
+mod names;
+pub mod pcap;
+mod plan;
 mod pod;
-mod proxy;
+mod publish;
 pub mod server;
+mod service;
+mod topology;
+mod virtual_ip;
 mod wire;
+mod zone;
 
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context, bail, ensure};
+use serde_json::Value;
 
-use cgroup::Cgroup;
+use agent::{Agent, AgentFiles, AgentOptions};
 use cluster::Cluster;
-use guardian::Guardian;
-use images::Programs;
-use node::Node;
+use dns::Resolvers;
+use ground::Ground;
+use kubelet::Kubelet;
+use publish::Publisher;
+use topology::Node;
+use zone::Zone;
 
-pub use pod::{Conversation, Pod};
-pub use wire::{WireCapture, WireReport};
+pub use agent::TRUST_DOMAIN;
+pub use cluster::Change;
+pub use handle::{Conversation, Pod};
+pub use host::wait_for;
+pub use manifest::Key;
+pub use names::LabId;
+pub use pcap::WireReport;
+pub use wire::WireCapture;
 
-/// Ten times what starting anything takes on a quiet machine.
-const DEADLINE: Duration = Duration::from_secs(60);
+/// Starting, probing and replacing anything on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks at the pods.
+const TICK: Duration = Duration::from_millis(50);
 
-/// Pause between two looks at something that takes its time.
-const POLL: Duration = Duration::from_millis(30);
-
-/// Where labs keep their files; tmpfs, and short, as socket paths have 108 bytes.
+/// Folder of all labs; each has a subfolder by its name, and a lock file by its number.
 const RUN: &str = "/run/malha-lab";
+
+/// Folder of a lab that every container sees at the same path.
+const SHARED: &str = "shared";
 
 /// What keeps this machine from running a lab, if anything.
 #[must_use]
 pub fn missing_privileges() -> Option<String> {
-    if !nix::unistd::geteuid().is_root() {
-        return Some("the lab makes network namespaces and loads eBPF: run it as root".to_owned());
+    if !nix::unistd::Uid::effective().is_root() {
+        return Some("the lab makes namespaces and loads eBPF: run it as root".into());
     }
-    if let Err(error) = Cgroup::mount_point() {
+    if let Err(error) = ground::cgroup_mount() {
         return Some(format!("{error:#}"));
     }
-    for program in ["ip", "nft", "nsenter", "unshare", "nginx", "curl", "tcpdump"] {
-        if crate::tool::find(program).is_none() {
-            return Some(format!("`{program}` is missing: run `cargo xtask setup`"));
-        }
-    }
-    None
+    let missing = |program: &&str| crate::tool::find(program).is_none();
+    let programs = ["ip", "nft", "nsenter", "unshare", "nginx", "curl", "tcpdump"];
+    let program = programs.into_iter().find(missing)?;
+    Some(format!("{program} is not installed: run `cargo xtask setup`"))
 }
 
-/// How a lab is made.
-#[derive(Debug)]
+/// How a lab is to be.
+#[derive(Clone, Debug)]
 pub struct LabBuilder {
     nodes: usize,
     workers: usize,
-    agent: Option<PathBuf>,
     name: Option<String>,
+    agent: Option<PathBuf>,
+    log_level: String,
+    agent_arguments: Vec<String>,
 }
 
 impl LabBuilder {
-    /// Number of nodes, named `node1`, `node2`, …
+    /// Number of nodes, 1 to 60. Default 2.
     #[must_use]
-    pub fn nodes(mut self, nodes: usize) -> Self {
-        self.nodes = nodes;
+    pub fn nodes(mut self, count: usize) -> Self {
+        self.nodes = count;
         self
     }
 
-    /// Worker threads of each agent.
-    #[must_use]
-    pub fn workers(mut self, workers: usize) -> Self {
-        self.workers = workers;
-        self
-    }
-
-    /// The agent's binary; without one the lab is a cluster without a mesh. `meshctl`, `malha-echo`
-    /// and `malha-load` are looked for beside it.
-    #[must_use]
-    pub fn agent(mut self, agent: &Path) -> Self {
-        self.agent = Some(std::path::absolute(agent).unwrap_or_else(|_| agent.to_owned()));
-        self
-    }
-
-    /// A name to find the lab by; unique by default.
+    /// A name to find the lab by. Default: its number.
     #[must_use]
     pub fn name(mut self, name: &str) -> Self {
         self.name = Some(name.to_owned());
         self
     }
 
-    /// Makes the nodes and starts their agents.
+    /// Data threads of each agent. Default 2.
+    #[must_use]
+    pub fn workers(mut self, count: usize) -> Self {
+        self.workers = count;
+        self
+    }
+
+    /// The agent to run on every node; without one the lab is a cluster without a mesh.
+    #[must_use]
+    pub fn agent(mut self, program: impl AsRef<Path>) -> Self {
+        let program = program.as_ref();
+        self.agent = Some(std::path::absolute(program).unwrap_or_else(|_| program.to_owned()));
+        self
+    }
+
+    /// The agents' `--log-level`. Default `info`.
+    #[must_use]
+    pub fn log_level(mut self, level: &str) -> Self {
+        level.clone_into(&mut self.log_level);
+        self
+    }
+
+    /// More arguments for every agent, after the lab's own.
+    #[must_use]
+    pub fn agent_arguments(mut self, arguments: &[&str]) -> Self {
+        self.agent_arguments = arguments.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    /// Builds the lab; returns when every agent serves.
     ///
     /// # Errors
-    /// What is missing on this machine, or why an agent does not get ready.
+    /// Not root, something is missing on this machine, or an agent does not start.
     pub fn build(self) -> anyhow::Result<Lab> {
+        let count =
+            u8::try_from(self.nodes).ok().filter(|count| (1..=names::MAX_NODES).contains(count));
+        let count = count.with_context(|| format!("a lab has 1 to {} nodes", names::MAX_NODES))?;
         if let Some(reason) = missing_privileges() {
             bail!(reason);
         }
-        guardian::sweep()?;
-        let id = self.name.unwrap_or_else(unique_name);
-        let run_dir = Path::new(RUN).join(&id);
-        ensure!(!run_dir.exists(), "lab {id} exists already: {}", run_dir.display());
-        std::fs::create_dir_all(&run_dir)?;
-        // First of all: whoever is killed while making a lab is swept up after by the next.
-        std::fs::write(run_dir.join("owner"), std::process::id().to_string())?;
-        for dir in ["config", "bpf", "pods", "nodes"] {
-            std::fs::create_dir_all(run_dir.join(dir))?;
-        }
-        let cgroup = Cgroup::create(&format!("malha-lab-{id}"))?;
-        let guardian = Guardian::start(&run_dir, &cgroup)?;
-        let programs = Programs::find(self.agent.as_deref())?;
-        if self.agent.is_some() {
-            // One file system for the lab: unmounting it frees every pin.
-            run("mount", &["-t", "bpf", "bpf", &text(&run_dir.join("bpf"))])?;
-        }
-        let fabric = node::Fabric::create(&cgroup)?;
-        let nodes = (1..=self.nodes)
-            .map(|index| Node::create(index, self.nodes, &fabric, &cgroup, &run_dir).map(Arc::new))
-            .collect::<anyhow::Result<Vec<_>>>()?;
-        let cluster = Arc::new(Mutex::new(Cluster::new(run_dir.clone(), nodes.clone(), programs)));
-        for node in &nodes {
-            dns::serve(node, cluster.clone())?;
-        }
-        let lab = Lab {
-            run_dir,
-            nodes,
-            _fabric: fabric,
-            cluster,
-            workers: self.workers,
-            agent: self.agent,
-            guardian,
+        let ground = Ground::claim(self.name.as_deref())?;
+        fs::create_dir_all(ground.run.join(SHARED))?;
+        let (id, run) = (ground.id, ground.run.clone());
+        let nodes = topology::build(id, &ground.cgroup, count)?;
+        let zone = Arc::new(RwLock::new(Zone::default()));
+        let resolvers = Resolvers::start(&nodes, id.dns().0, &zone)?;
+        let config = run.join("config");
+        let publisher = Publisher::new(config.clone(), run.join("draft"))?;
+        let (files, options) = self.prepare_agents(&run, config)?;
+        let state = State {
+            cluster: Cluster::new(id),
+            kubelet: Kubelet::new(id, run.clone(), nodes.clone()),
+            publisher,
+            rules: String::new(),
+            agents: BTreeMap::new(),
+            published: SystemTime::now(),
         };
-        lab.start_agents()?;
+        let shared = Arc::new(Shared {
+            id,
+            cgroup: ground.cgroup.clone(),
+            nodes,
+            files,
+            options,
+            zone,
+            stop: AtomicBool::new(false),
+            state: Mutex::new(state),
+        });
+        let watcher = start_watcher(&shared)?;
+        let lab = Lab {
+            shared,
+            watcher: Some(watcher),
+            resolvers: Some(resolvers),
+            ground: Some(ground),
+        };
+        lab.shared.lock().sync(&lab.shared)?;
+        if self.agent.is_some() {
+            lab.start_agents()?;
+        }
         Ok(lab)
+    }
+
+    fn prepare_agents(
+        &self,
+        run: &Path,
+        config: PathBuf,
+    ) -> anyhow::Result<(AgentFiles, AgentOptions)> {
+        let mut files = AgentFiles { run: run.to_owned(), config, ca: Default::default() };
+        let program = self.agent.clone().unwrap_or_default();
+        if self.agent.is_some() {
+            let pins = run.join("bpf");
+            fs::create_dir_all(&pins)?;
+            host::mount("bpf", "mode=0700", &pins)?;
+            let dir = run.join("ca");
+            fs::create_dir_all(&dir)?;
+            files.ca = agent::make_ca(&program, &dir)?;
+        }
+        let options = AgentOptions {
+            program,
+            workers: self.workers,
+            log_level: self.log_level.clone(),
+            more: self.agent_arguments.clone(),
+        };
+        Ok((files, options))
     }
 }
 
-/// A running lab. Dropping it removes everything.
+/// A running lab. Dropping it ends and removes everything.
+#[derive(Debug)]
 pub struct Lab {
-    run_dir: PathBuf,
-    nodes: Vec<Arc<Node>>,
-    /// Holds the network between the nodes.
-    _fabric: node::Fabric,
-    cluster: Arc<Mutex<Cluster>>,
-    workers: usize,
-    agent: Option<PathBuf>,
-    guardian: Guardian,
+    shared: Arc<Shared>,
+    watcher: Option<JoinHandle<()>>,
+    resolvers: Option<Resolvers>,
+    ground: Option<Ground>,
+}
+
+/// What the lab's own thread and the handles share.
+#[derive(Debug)]
+struct Shared {
+    id: LabId,
+    cgroup: PathBuf,
+    nodes: Vec<Node>,
+    files: AgentFiles,
+    options: AgentOptions,
+    zone: Arc<RwLock<Zone>>,
+    stop: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    cluster: Cluster,
+    kubelet: Kubelet,
+    publisher: Publisher,
+    /// The nodes' rules as last set.
+    rules: String,
+    agents: BTreeMap<String, Agent>,
+    /// When the agents' folder was last written to.
+    published: SystemTime,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic of a test's thread must not hide the lab from the others.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn node(&self, name: &str) -> anyhow::Result<&Node> {
+        let node = self.nodes.iter().find(|node| node.name == name);
+        node.with_context(|| format!("there is no node {name}"))
+    }
+}
+
+impl State {
+    /// Brings name server, rules and configuration folder up to date with objects and pods.
+    fn sync(&mut self, shared: &Shared) -> anyhow::Result<()> {
+        let objects: Vec<&manifest::Object> = self.cluster.objects().collect();
+        let of_kind = |kind: &'static str| {
+            objects.iter().filter(move |object| object.key.kind == kind).map(|object| &object.value)
+        };
+        let services: Vec<&Value> = of_kind("Service").collect();
+        let pods: Vec<_> = self.kubelet.pods.values().map(pod::Pod::facts).collect();
+        let made: Vec<Value> =
+            services.iter().flat_map(|service| service::slices(service, &pods)).collect();
+        let slices: Vec<&Value> = made.iter().chain(of_kind("EndpointSlice")).collect();
+        *shared.zone.write().unwrap_or_else(PoisonError::into_inner) =
+            Zone::new(&services, &slices, &pods);
+        let rules = virtual_ip::rules(&services, &slices);
+        if rules != self.rules {
+            shared.nodes.iter().try_for_each(|node| host::nft(&node.netns, &rules))?;
+            self.rules = rules;
+        }
+        let pods = self.kubelet.pods.values().map(pod::Pod::object);
+        let made: Vec<Value> = made.into_iter().chain(pods).collect();
+        if self.publisher.publish(self.cluster.objects(), &made)? {
+            self.published = SystemTime::now();
+        }
+        Ok(())
+    }
+
+    /// One look at the pods, and what follows from it.
+    fn tick(&mut self, shared: &Shared) -> anyhow::Result<()> {
+        let mut changed = self.kubelet.tick()?;
+        changed |= self.kubelet.reconcile(&self.cluster)?;
+        if changed { self.sync(shared) } else { Ok(()) }
+    }
+}
+
+/// A path as an argument.
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// Waits for another process's doing, with the lab's usual patience.
+fn wait(mut done: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    wait_for(PATIENCE, "it", || Ok(done()?.then_some(())))
+}
+
+/// Pause between two looks.
+fn pause() {
+    std::thread::park_timeout(TICK);
+}
+
+fn start_watcher(shared: &Arc<Shared>) -> anyhow::Result<JoinHandle<()>> {
+    let shared = Arc::clone(shared);
+    let watch = move || {
+        let mut last = String::new();
+        while !shared.stop.load(Ordering::Relaxed) {
+            std::thread::park_timeout(TICK);
+            let now = match shared.lock().tick(&shared) {
+                Ok(()) => String::new(),
+                Err(error) => format!("{error:#}"),
+            };
+            if now != last && !now.is_empty() {
+                crate::tool::say(&format!("lab {}: {now}", shared.id));
+            }
+            last = now;
+        }
+    };
+    std::thread::Builder::new().name("lab-kubelet".into()).spawn(watch).context("start a thread")
 }
 
 impl Lab {
-    /// Two nodes, two workers, no agent.
+    /// Two nodes, two workers, no agents.
     #[must_use]
     pub fn builder() -> LabBuilder {
-        LabBuilder { nodes: 2, workers: 2, agent: None, name: None }
-    }
-
-    fn cluster(&self) -> MutexGuard<'_, Cluster> {
-        self.cluster.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn start_agents(&self) -> anyhow::Result<()> {
-        let Some(agent) = &self.agent else { return Ok(()) };
-        let ca = self.run_dir.join("ca");
-        run(&text(agent), &["ca", "--out", &text(&ca)])?;
-        for node in &self.nodes {
-            node.start_agent(agent, &self.run_dir, self.workers)?;
+        LabBuilder {
+            nodes: 2,
+            workers: 2,
+            name: None,
+            agent: None,
+            log_level: "info".into(),
+            agent_arguments: Vec::new(),
         }
-        self.nodes.iter().try_for_each(|node| node.wait_for_agent(DEADLINE))
     }
 
-    /// Kills a node's agent (SIGKILL) and starts another one.
-    ///
-    /// # Errors
-    /// When it does not get ready.
-    pub fn restart_agent(&self, node: &str) -> anyhow::Result<()> {
-        let agent = self.agent.as_ref().context("this lab has no agents")?;
-        let node = self.node(node)?;
-        node.kill_agent()?;
-        node.start_agent(agent, &self.run_dir, self.workers)?;
-        node.wait_for_agent(DEADLINE)
-    }
-
-    /// Applies manifests as `kubectl apply` would.
-    ///
-    /// # Errors
-    /// A manifest that cannot be read or run; the message names object and field.
-    pub fn apply(&self, manifests: &str) -> anyhow::Result<()> {
-        self.cluster().apply(manifests)
-    }
-
-    /// Deletes an object.
-    ///
-    /// # Errors
-    /// When there is none of that name.
-    pub fn delete(&self, kind: &str, namespace: &str, name: &str) -> anyhow::Result<()> {
-        self.cluster().delete(kind, namespace, name)
-    }
-
-    /// A pod by `namespace/name`.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub fn pod(&self, name: &str) -> anyhow::Result<Pod> {
-        self.cluster().pod(name)
-    }
-
-    /// The pods of a Deployment, by `namespace/name`.
+    /// The lab's number.
     #[must_use]
-    pub fn pods_of(&self, deployment: &str) -> Vec<Pod> {
-        self.cluster().pods_of(deployment)
-    }
-
-    /// All pods.
-    #[must_use]
-    pub fn pods(&self) -> Vec<Pod> {
-        self.cluster().pods()
-    }
-
-    /// Waits until a pod's ports are open.
-    ///
-    /// # Errors
-    /// When they are not in time; the message holds the end of its log.
-    pub fn wait_ready(&self, name: &str) -> anyhow::Result<Pod> {
-        let pod = self.pod(name)?;
-        let ready = wait(|| {
-            let mut cluster = self.cluster();
-            cluster.watch()?;
-            Ok(cluster.is_ready(name))
-        });
-        ready.with_context(|| format!("pod {name} is not ready: {}", pod.log_tail()))?;
-        Ok(pod)
-    }
-
-    /// Waits until every pod is ready.
-    ///
-    /// # Errors
-    /// As [`Lab::wait_ready`].
-    pub fn wait_all_ready(&self) -> anyhow::Result<()> {
-        for pod in self.pods() {
-            self.wait_ready(&pod.name)?;
-        }
-        Ok(())
-    }
-
-    /// Waits until a pod is announced as enrolled, and every agent has read so: before that, others
-    /// reach it in plaintext.
-    ///
-    /// # Errors
-    /// When it is not in time; the message holds the end of its agent's log.
-    pub fn wait_enrolled(&self, pod: &Pod) -> anyhow::Result<()> {
-        self.wait_announced(pod, true)?;
-        for node in &self.nodes {
-            wait(|| self.knows_enrolled(&node.name, pod)).with_context(|| {
-                format!("{} does not know that pod {} is enrolled", node.name, pod.name)
-            })?;
-        }
-        Ok(())
-    }
-
-    fn knows_enrolled(&self, node: &str, pod: &Pod) -> anyhow::Result<bool> {
-        let text = self.meshctl(node, &["-o", "json", "workloads"])?;
-        let reply: serde_json::Value = serde_json::from_str(&text)?;
-        let rows = reply["workloads"].as_array().map_or(&[][..], Vec::as_slice);
-        Ok(rows.iter().any(|row| row["uid"] == *pod.uid && row["enrolled"] == true))
-    }
-
-    /// Waits until a pod is not announced any more, and its node has withdrawn it.
-    ///
-    /// # Errors
-    /// When it is not in time.
-    pub fn wait_withdrawn(&self, pod: &Pod) -> anyhow::Result<()> {
-        self.wait_announced(pod, false)?;
-        let line = format!("pod withdrawn pod={}", pod.name);
-        wait(|| Ok(self.agent_log(&pod.node)?.contains(&line)))
-            .with_context(|| format!("pod {} is not withdrawn", pod.name))
-    }
-
-    fn wait_announced(&self, pod: &Pod, wanted: bool) -> anyhow::Result<()> {
-        let dir = self.config_dir().join(".malha");
-        let announced = || -> anyhow::Result<bool> {
-            let Ok(files) = std::fs::read_dir(&dir) else { return Ok(false) };
-            for file in files {
-                let content = std::fs::read_to_string(file?.path()).unwrap_or_default();
-                if content.lines().any(|line| line.contains(&*pod.uid)) {
-                    return Ok(true);
-                }
-            }
-            Ok(false)
-        };
-        wait(|| Ok(announced()? == wanted)).with_context(|| {
-            let log = self.agent_log(&pod.node).unwrap_or_default();
-            format!("pod {} is not {}: {}", pod.name, state(wanted), tail(&log))
-        })
+    pub fn id(&self) -> LabId {
+        self.shared.id
     }
 
     /// Names of the nodes.
     #[must_use]
     pub fn nodes(&self) -> Vec<String> {
-        self.nodes.iter().map(|node| node.name.clone()).collect()
+        self.shared.nodes.iter().map(|node| node.name.clone()).collect()
     }
 
-    fn node(&self, name: &str) -> anyhow::Result<&Arc<Node>> {
-        self.nodes.iter().find(|node| node.name == name).with_context(|| format!("no node {name}"))
-    }
-
-    /// What a node's agent has logged.
+    /// Both addresses of a node.
     ///
     /// # Errors
-    /// When there is no such node or log.
-    pub fn agent_log(&self, node: &str) -> anyhow::Result<String> {
-        let node = self.node(node)?;
-        std::fs::read_to_string(&node.agent_log).context("read the agent's log")
-    }
-
-    /// Resident memory of a node's agent, in KiB.
-    #[must_use]
-    pub fn agent_memory_kib(&self, node: &str) -> u64 {
-        self.node(node).ok().and_then(|node| node.agent_memory_kib()).unwrap_or(0)
-    }
-
-    /// Asks a node's agent by `meshctl`.
-    ///
-    /// # Errors
-    /// When it fails; the message holds what it wrote.
-    pub fn meshctl(&self, node: &str, arguments: &[&str]) -> anyhow::Result<String> {
-        let meshctl = self.cluster().programs().meshctl.clone().context("no meshctl was built")?;
-        let socket = self.node(node)?.admin_socket.clone();
-        crate::tool::output(Command::new(meshctl).arg("--socket").arg(socket).args(arguments))
-    }
-
-    /// Records what passes a node's uplink from now on.
-    ///
-    /// # Errors
-    /// When tcpdump does not start.
-    pub fn capture_wire(&self, node: &str) -> anyhow::Result<WireCapture> {
-        WireCapture::start(self.node(node)?, &self.run_dir)
+    /// There is no such node.
+    pub fn node_addresses(&self, node: &str) -> anyhow::Result<[IpAddr; 2]> {
+        Ok(self.shared.node(node)?.addresses())
     }
 
     /// The folder that the agents read.
     #[must_use]
-    pub fn config_dir(&self) -> PathBuf {
-        self.run_dir.join("config")
+    pub fn config_dir(&self) -> &Path {
+        &self.shared.files.config
     }
 
-    /// The lab's files.
+    /// The lab's own folder: logs, sockets, certificates.
     #[must_use]
     pub fn run_dir(&self) -> &Path {
-        &self.run_dir
+        &self.shared.files.run
+    }
+
+    /// A folder that every container sees at the same path, read-only, for files of tests.
+    #[must_use]
+    pub fn shared_dir(&self) -> PathBuf {
+        self.shared.files.run.join(SHARED)
     }
 
     /// Removes everything, as dropping does, and says if something is left.
     ///
     /// # Errors
-    /// What could not be removed.
-    pub fn down(mut self) -> anyhow::Result<()> {
-        self.guardian.finish()
+    /// Something is left.
+    pub fn down(self) -> anyhow::Result<()> {
+        let run = self.shared.files.run.clone();
+        let cgroup = self.shared.cgroup.clone();
+        drop(self);
+        let left: Vec<String> =
+            [run, cgroup].iter().filter(|path| path.exists()).map(|path| text(path)).collect();
+        ensure!(left.is_empty(), "the lab could not be removed in full: {}", left.join(", "));
+        Ok(())
+    }
+
+    /// Takes manifests over, as `kubectl apply -f` would, all or none. Returns when the agents
+    /// have had the time to take them over too (see [`Lab::wait_configured`]).
+    ///
+    /// # Errors
+    /// A manifest is wrong (object and field are named), or a pod cannot be started.
+    pub fn apply(&self, manifests: &str) -> anyhow::Result<Vec<(Key, Change)>> {
+        let objects = manifest::parse(manifests)?;
+        let mut state = self.shared.lock();
+        let changes = state.cluster.apply(objects)?;
+        self.follow(&mut state)?;
+        drop(state);
+        self.wait_configured()?;
+        Ok(changes)
+    }
+
+    /// Makes pods, volumes and everything else follow the objects.
+    fn follow(&self, state: &mut State) -> anyhow::Result<()> {
+        state.kubelet.reconcile(&state.cluster)?;
+        for pod in state.kubelet.pods.values().filter(|pod| pod.deadline.is_none()) {
+            pod.write_volumes(&state.cluster)?;
+        }
+        state.sync(&self.shared)
+    }
+
+    /// Removes the objects that these manifests name.
+    ///
+    /// # Errors
+    /// One of them is not there; then none is removed.
+    pub fn delete_manifests(&self, manifests: &str) -> anyhow::Result<Vec<(Key, Change)>> {
+        let keys: Vec<Key> = manifest::parse(manifests)?.into_iter().map(|one| one.key).collect();
+        let mut state = self.shared.lock();
+        let changes = state.cluster.delete(&keys)?;
+        self.follow(&mut state)?;
+        Ok(changes)
+    }
+
+    /// Removes an object by kind (any case), namespace (empty for what has none) and name.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn delete(&self, kind: &str, namespace: &str, name: &str) -> anyhow::Result<()> {
+        let mut state = self.shared.lock();
+        let key = cluster::find_key(state.cluster.objects(), kind, namespace, name)?;
+        state.cluster.delete(&[key])?;
+        self.follow(&mut state)
+    }
+
+    /// Sets a label of an object (or removes it, with `None`), as `kubectl label` would. A pod of a
+    /// Deployment is known by its own name.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn label(
+        &self,
+        kind: &str,
+        name: &str,
+        label: &str,
+        value: Option<&str>,
+    ) -> anyhow::Result<()> {
+        let (namespace, name) = handle::split_name(name);
+        let mut state = self.shared.lock();
+        let pod = state.kubelet.pods.get_mut(&(namespace.to_owned(), name.to_owned()));
+        match pod.filter(|pod| kind.eq_ignore_ascii_case("pod") && pod.owner.is_some()) {
+            Some(pod) => cluster::set_label(&mut pod.value, label, value),
+            None => {
+                let key = cluster::find_key(state.cluster.objects(), kind, namespace, name)?;
+                state.cluster.label(&key, label, value)?;
+            }
+        }
+        self.follow(&mut state)
+    }
+
+    /// Sets a Deployment's number of pods.
+    ///
+    /// # Errors
+    /// There is no such Deployment, or a pod cannot be started.
+    pub fn scale(&self, deployment: &str, replicas: usize) -> anyhow::Result<()> {
+        let (namespace, name) = handle::split_name(deployment);
+        let mut state = self.shared.lock();
+        state.cluster.scale(namespace, name, replicas)?;
+        self.follow(&mut state)
+    }
+
+    /// Writes a file into the agents' folder as it is, past every check of the lab's.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_config(&self, file: &str, text: &str) -> anyhow::Result<()> {
+        let draft = self.shared.files.run.join(format!("draft-{file}"));
+        host::replace(&draft, &self.shared.files.config.join(file), text)
+    }
+
+    /// Removes a file that [`Lab::write_config`] has written.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn remove_config(&self, file: &str) -> anyhow::Result<()> {
+        fs::remove_file(self.shared.files.config.join(file))
+            .with_context(|| format!("remove {file}"))
     }
 }
 
-fn state(enrolled: bool) -> &'static str {
-    if enrolled { "enrolled" } else { "taken from the announcement" }
-}
-
-/// The last lines of a log.
-fn tail(log: &str) -> String {
-    let lines: Vec<&str> = log.lines().collect();
-    lines[lines.len().saturating_sub(15)..].join("\n")
-}
-
-/// Waits until `done`, or [`DEADLINE`] passes.
-fn wait(mut done: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
-    let end = Instant::now() + DEADLINE;
-    while !done()? {
-        ensure!(Instant::now() < end, "not within {DEADLINE:?}");
-        pause();
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(watcher) = self.watcher.take() {
+            watcher.thread().unpark();
+            // A panic there was printed there.
+            let _ = watcher.join();
+        }
+        drop(self.resolvers.take());
+        drop(self.ground.take());
+        // Killed by now: only to be collected.
+        let mut state = self.shared.lock();
+        state.kubelet.pods.values_mut().for_each(pod::Pod::collect);
+        state.agents.values_mut().for_each(|agent| {
+            let _ = agent.pid();
+        });
     }
-    Ok(())
-}
-
-#[expect(clippy::disallowed_methods, reason = "the lab waits for other processes")]
-fn pause() {
-    std::thread::sleep(POLL);
-}
-
-fn unique_name() -> String {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
-}
-
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
-}
-
-fn run(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
-    crate::tool::output(Command::new(program).args(arguments)).map(drop)
 }

@@ -1,311 +1,371 @@
-//! Pods: namespaces, files and processes of one, and ways to run commands in it.
+//! One pod on its node: sandbox, containers, and how it looks as an object.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
-use std::sync::{Arc, Mutex};
+use std::process::Child;
+use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context;
+use serde_json::{Value, json};
 
-use super::cgroup::Cgroup;
-use super::node::{Holder, Node, pod_v4, pod_v6};
-use super::{tail, text};
+use super::SHARED;
+use super::cluster::{Cluster, container_count, service_account};
+use super::container::{Container, JOIN, Restart, Sandbox, detach};
+use super::host;
+use super::manifest::text_at;
+use super::names::LabId;
+use super::plan::{self, Surroundings};
+use super::service::PodFacts;
+use super::topology::{self, Node};
+use super::zone::DOMAIN;
+use crate::tool::workspace;
 
-/// Where a pod finds its node: the resolver and the default gateway.
-pub(super) const GATEWAY_V4: &str = "169.254.1.1";
-const GATEWAY_V6: &str = "fe80::1";
+/// Seconds that a pod has to end if it does not say (Kubernetes' default).
+const GRACE: u64 = 30;
 
-/// A running pod. Clones are the same pod.
-#[derive(Clone, Debug)]
-pub struct Pod {
-    /// `namespace/name`.
-    pub name: String,
-    /// `metadata.uid`.
-    pub uid: Arc<str>,
-    /// Its node.
-    pub node: String,
-    /// IPv4 and IPv6.
-    pub ips: Vec<IpAddr>,
-    pub(super) sandbox: Arc<Sandbox>,
+/// Where a pod is put.
+pub(super) struct Place<'a> {
+    pub(super) id: LabId,
+    pub(super) run: &'a Path,
+    pub(super) node: &'a Node,
+    /// Host part of its addresses.
+    pub(super) host: u8,
 }
 
-/// What a pod's containers share.
+/// A pod that runs, or ends.
 #[derive(Debug)]
-pub(super) struct Sandbox {
-    holder: Holder,
-    cgroup: Cgroup,
-    dir: PathBuf,
-    path: String,
-    containers: Mutex<Vec<Child>>,
-}
-
-/// What is needed to make a pod's sandbox.
-pub(super) struct SandboxSpec<'a> {
-    pub(super) uid: &'a str,
-    pub(super) namespace: &'a str,
-    pub(super) name: &'a str,
-    /// Counted from 1 on each node.
-    pub(super) host: u16,
-    /// Directories that commands are looked for in, before the usual ones.
-    pub(super) programs: &'a Path,
-    /// Files to mount over the machine's: (source, target).
-    pub(super) mounts: &'a [(PathBuf, PathBuf)],
-    /// Directories whose files are seen in `/usr/bin`.
-    pub(super) overlays: &'a [PathBuf],
-}
-
-impl Sandbox {
-    pub(super) fn create(node: &Node, dir: &Path, spec: &SandboxSpec<'_>) -> anyhow::Result<Self> {
-        let dir = dir.join(spec.uid);
-        std::fs::create_dir_all(&dir)?;
-        let (v4, v6) = (pod_v4(node.index, spec.host), pod_v6(node.index, spec.host));
-        let resolv = format!(
-            "nameserver {GATEWAY_V4}\nsearch {}.svc.cluster.local svc.cluster.local \
-             cluster.local\noptions ndots:5\n",
-            spec.namespace
-        );
-        std::fs::write(dir.join("resolv.conf"), resolv)?;
-        let hosts = format!(
-            "127.0.0.1 localhost\n::1 localhost ip6-localhost\n{v4} {name}\n{v6} {name}\n",
-            name = spec.name
-        );
-        std::fs::write(dir.join("hosts"), hosts)?;
-        let mut script = format!(
-            "hostname {}\nmount --bind {d}/resolv.conf /etc/resolv.conf\n\
-             mount --bind {d}/hosts /etc/hosts\n",
-            spec.name,
-            d = text(&dir)
-        );
-        for (source, target) in spec.mounts {
-            script.push_str(&mount_script(source, target));
-        }
-        for programs in spec.overlays {
-            // Lower layers only: nothing can be written through it.
-            let layers = format!("lowerdir={}:/usr/bin", text(programs));
-            script.push_str(&format!("mount -t overlay overlay -o {layers} /usr/bin\n"));
-        }
-        let cgroup = node.cgroup.child("kubepods")?.child(&format!("pod{}", spec.uid))?;
-        let pause = cgroup.child("pause")?;
-        let holder =
-            Holder::start(&pause, &["--mount", "--uts", "--propagation", "slave"], &script)?;
-        connect(node, &holder, spec.host)?;
-        let path = format!(
-            "{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            text(spec.programs)
-        );
-        Ok(Self { holder, cgroup, dir, path, containers: Mutex::default() })
-    }
-
-    /// A command inside, in a cgroup of its own container.
-    fn command(&self, container: &str, command: &[&str]) -> anyhow::Result<Command> {
-        let procs = self.cgroup.child(container)?.procs();
-        let enter = format!("echo $$ > {procs} && exec \"$@\"");
-        let mut entered = Command::new("sh");
-        entered
-            .args(["-c", &enter, "sh", "nsenter", "--net", "--mount", "--uts", "--target"])
-            .arg(self.holder.pid().to_string())
-            .arg("--")
-            .args(command)
-            .env("PATH", &self.path);
-        Ok(entered)
-    }
-
-    /// Starts a container's process; what it writes goes to a log.
-    pub(super) fn start(
-        &self,
-        container: &str,
-        command: &[String],
-        environment: &[(String, String)],
-    ) -> anyhow::Result<()> {
-        let log = std::fs::File::create(self.dir.join(format!("{container}.log")))?;
-        let command: Vec<&str> = command.iter().map(String::as_str).collect();
-        let child = self
-            .command(container, &command)?
-            .envs(environment.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("start container {container}"))?;
-        self.containers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(child);
-        Ok(())
-    }
-
-    /// TCP ports that something listens on in the pod.
-    pub(super) fn listening(&self) -> Vec<u16> {
-        let mut ports = Vec::new();
-        for table in ["tcp", "tcp6"] {
-            let file = format!("/proc/{}/net/{table}", self.holder.pid());
-            for line in std::fs::read_to_string(file).unwrap_or_default().lines().skip(1) {
-                let mut words = line.split_whitespace().skip(1);
-                let (local, state) = (words.next().unwrap_or(""), words.nth(1).unwrap_or(""));
-                // State 0A is LISTEN (include/net/tcp_states.h).
-                if state == "0A" {
-                    let port = local.rsplit(':').next().unwrap_or("");
-                    ports.extend(u16::from_str_radix(port, 16).ok());
-                }
-            }
-        }
-        ports
-    }
-
-    /// Ends all processes and removes the cgroup; the namespaces go with them.
-    pub(super) fn destroy(&self) -> anyhow::Result<()> {
-        self.cgroup.destroy()?;
-        for child in
-            self.containers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter_mut()
-        {
-            let _ = child.wait();
-        }
-        Ok(())
-    }
-}
-
-/// Joins the pod to its node: a veth pair, a host route, and a gateway that every pod shares.
-fn connect(node: &Node, holder: &Holder, host: u16) -> anyhow::Result<()> {
-    let (v4, v6) = (pod_v4(node.index, host), pod_v6(node.index, host));
-    let pid = holder.pid();
-    node.holder.ip(&format!(
-        "link add p{host} type veth peer name eth0 netns {pid}\n\
-         addr add {GATEWAY_V4}/32 dev p{host}\n\
-         addr add {GATEWAY_V6}/64 dev p{host} nodad\n\
-         link set p{host} up\n\
-         route add {v4}/32 dev p{host}\n\
-         route add {v6}/128 dev p{host}\n"
-    ))?;
-    holder.sysctl(&["net.ipv4.tcp_congestion_control=reno"])?;
-    holder.ip(&format!(
-        "link set eth0 up\n\
-         addr add {v4}/32 dev eth0\n\
-         addr add {v6}/128 dev eth0 nodad\n\
-         route add {GATEWAY_V4} dev eth0\n\
-         route add default via {GATEWAY_V4} dev eth0\n\
-         route add default via {GATEWAY_V6} dev eth0\n"
-    ))
-}
-
-/// Shell that mounts a file or directory over a path, made on a tmpfs if the machine lacks it.
-fn mount_script(source: &Path, target: &Path) -> String {
-    let (source, target) = (text(source), text(target));
-    let parent = Path::new(&target).parent().map_or_else(|| "/".to_owned(), text);
-    format!(
-        "[ -e {target} ] || {{ mount -t tmpfs none {parent}; \
-         [ -d {source} ] && mkdir -p {target} || touch {target}; }}\n\
-         mount --bind {source} {target}\n"
-    )
+pub(super) struct Pod {
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) uid: String,
+    /// Its Deployment and the hash of the template it was made from.
+    pub(super) owner: Option<(String, String)>,
+    pub(super) node: String,
+    /// Host part of its addresses on its node.
+    pub(super) host: u8,
+    pub(super) ips: Vec<IpAddr>,
+    /// Labels and annotations, and `spec` as applied.
+    pub(super) value: Value,
+    pub(super) sandbox: Sandbox,
+    pub(super) containers: Vec<Container>,
+    pub(super) made: Instant,
+    born: SystemTime,
+    host_ips: [IpAddr; 2],
+    pause: Child,
+    /// When it is killed, once it was asked to end.
+    pub(super) deadline: Option<Instant>,
+    asked: Option<SystemTime>,
 }
 
 impl Pod {
-    /// A command that runs in the pod, not started yet.
-    ///
-    /// # Errors
-    /// When the pod's cgroup cannot be made.
-    pub fn command(&self, command: &[&str]) -> anyhow::Result<Command> {
-        self.sandbox.command("exec", command)
+    /// Makes the sandbox and starts the containers.
+    pub(super) fn start(
+        place: &Place<'_>,
+        cluster: &Cluster,
+        names: (&str, &str),
+        owner: Option<(String, String)>,
+        value: Value,
+    ) -> anyhow::Result<Self> {
+        let (namespace, name) = names;
+        let uid = fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned();
+        let host_network = value.pointer("/spec/hostNetwork") == Some(&Value::Bool(true));
+        let pair = place.id.pod(place.node.number, place.host);
+        let netns = if host_network {
+            place.node.netns.clone()
+        } else {
+            let netns = place.id.pod_netns(namespace, name);
+            topology::add_pod(place.node, &netns, &format!("pod{}", place.host), pair)?;
+            netns
+        };
+        let ips = if host_network {
+            place.node.addresses().to_vec()
+        } else {
+            vec![pair.0.into(), pair.1.into()]
+        };
+        let sandbox = sandbox(place, (namespace, name, &uid), netns, &ips);
+        let pause = start_pause(&sandbox).inspect_err(|_| {
+            if !host_network {
+                // The first error is the one to tell.
+                let _ = topology::remove_netns(&sandbox.netns);
+            }
+        })?;
+        let mut pod = Self {
+            namespace: namespace.into(),
+            name: name.into(),
+            uid,
+            owner,
+            node: place.node.name.clone(),
+            host: place.host,
+            ips,
+            value,
+            sandbox,
+            containers: Vec::new(),
+            made: Instant::now(),
+            born: SystemTime::now(),
+            host_ips: place.node.addresses(),
+            pause,
+            deadline: None,
+            asked: None,
+        };
+        if let Err(error) = pod.start_containers(cluster) {
+            pod.remove()?;
+            return Err(error);
+        }
+        Ok(pod)
     }
 
-    /// Runs a command to its end.
-    ///
-    /// # Errors
-    /// When it cannot be started; its own failure is in the output.
-    pub fn exec(&self, command: &[&str]) -> anyhow::Result<Output> {
-        Ok(self.sandbox.command("exec", command)?.stdin(Stdio::null()).output()?)
+    fn start_containers(&mut self, cluster: &Cluster) -> anyhow::Result<()> {
+        self.write_volumes(cluster)?;
+        let spec = &self.value["spec"];
+        let config_map = |name: &str| cluster.config_map(&self.namespace, name);
+        let volumes = self.volumes();
+        let around =
+            Surroundings { fields: self.fields(), config_map: &config_map, volumes: &volumes };
+        for number in 0..container_count(spec) {
+            self.containers.push(Container::new(plan::plan(spec, number, &around)?));
+        }
+        self.containers.iter_mut().try_for_each(|container| container.start(&self.sandbox))
     }
 
-    /// Runs a command with our own input and output.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub fn exec_attached(&self, command: &[&str]) -> anyhow::Result<std::process::ExitStatus> {
-        Ok(self.sandbox.command("exec", command)?.status()?)
+    /// Writes ConfigMaps into the pod's volumes, again after they have changed.
+    pub(super) fn write_volumes(&self, cluster: &Cluster) -> anyhow::Result<()> {
+        let config_map = |name: &str| cluster.config_map(&self.namespace, name);
+        let volumes = self.volumes();
+        let around =
+            Surroundings { fields: BTreeMap::new(), config_map: &config_map, volumes: &volumes };
+        plan::write_volumes(&self.value["spec"], &around)
     }
 
-    /// Starts a command whose output is read later by `wait_with_output`.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub fn spawn(&self, command: &[&str]) -> anyhow::Result<Child> {
-        let mut command = self.sandbox.command("exec", command)?;
-        let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        piped.spawn().context("start a command")
+    fn volumes(&self) -> PathBuf {
+        self.sandbox.dir.join("volumes")
     }
 
-    /// Starts a command to talk with, line by line.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub fn converse(&self, command: &[&str]) -> anyhow::Result<Conversation> {
-        let mut command = self.sandbox.command("exec", command)?;
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let input = child.stdin.take().context("no input")?;
-        let output = BufReader::new(child.stdout.take().context("no output")?);
-        Ok(Conversation { child, input, output })
+    /// The downward API.
+    fn fields(&self) -> BTreeMap<&'static str, String> {
+        let list = |ips: &[IpAddr]| ips.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
+        BTreeMap::from([
+            ("metadata.name", self.name.clone()),
+            ("metadata.namespace", self.namespace.clone()),
+            ("metadata.uid", self.uid.clone()),
+            ("spec.nodeName", self.node.clone()),
+            ("spec.serviceAccountName", service_account(&self.value["spec"]).to_owned()),
+            ("status.podIP", self.ips.first().map(IpAddr::to_string).unwrap_or_default()),
+            ("status.podIPs", list(&self.ips)),
+            ("status.hostIP", self.host_ips[0].to_string()),
+        ])
     }
 
-    /// Words that, put before a command, run it in the pod.
-    ///
-    /// # Errors
-    /// When the pod's cgroup cannot be made.
-    pub fn enter_command(&self) -> anyhow::Result<Vec<String>> {
-        let command = self.sandbox.command("exec", &[])?;
-        let path = format!("PATH={}", self.sandbox.path);
-        let words = std::iter::once(command.get_program()).chain(command.get_args());
-        let words = words.map(|word| word.to_string_lossy().into_owned());
-        Ok(["env".to_owned(), path].into_iter().chain(words).collect())
+    fn restart_policy(&self) -> Restart {
+        match text_at(&self.value, "/spec/restartPolicy") {
+            Some("Never") => Restart::Never,
+            Some("OnFailure") => Restart::OnFailure,
+            _ => Restart::Always,
+        }
     }
 
-    /// The IPv4 address.
-    #[must_use]
-    pub fn ip(&self) -> IpAddr {
-        self.ips[0]
+    /// Looks after the containers; says whether anything that others can see has changed.
+    pub(super) fn tick(&mut self) -> anyhow::Result<bool> {
+        let restart = self.restart_policy();
+        let mut changed = false;
+        for container in &mut self.containers {
+            changed |= container.tick(&self.sandbox, restart)?;
+        }
+        Ok(changed)
     }
 
-    /// What its containers wrote last.
-    #[must_use]
-    pub fn log_tail(&self) -> String {
-        let Ok(files) = std::fs::read_dir(&self.sandbox.dir) else { return String::new() };
-        let logs =
-            files.flatten().filter(|file| file.path().extension().is_some_and(|e| e == "log"));
-        logs.filter_map(|file| std::fs::read_to_string(file.path()).ok())
-            .map(|log| tail(&log))
-            .collect::<Vec<_>>()
-            .join("\n")
+    pub(super) fn ready(&self) -> bool {
+        self.containers.iter().all(|container| container.ready)
+    }
+
+    pub(super) fn phase(&self) -> &'static str {
+        let ends: Option<Vec<bool>> = self.containers.iter().map(|one| one.finished).collect();
+        match ends {
+            Some(ends) if ends.iter().all(|success| *success) => "Succeeded",
+            Some(_) => "Failed",
+            None if self.containers.iter().all(|one| one.pid().is_none()) => "Pending",
+            None => "Running",
+        }
+    }
+
+    /// Asks every container to end.
+    pub(super) fn terminate(&mut self) {
+        let grace =
+            self.value.pointer("/spec/terminationGracePeriodSeconds").and_then(Value::as_u64);
+        self.deadline = Some(Instant::now() + Duration::from_secs(grace.unwrap_or(GRACE)));
+        self.asked = Some(SystemTime::now());
+        self.containers.iter().for_each(Container::terminate);
+    }
+
+    /// Whether a pod that was asked to end may be removed.
+    pub(super) fn over(&mut self) -> bool {
+        // Every one is asked, so that every one is collected.
+        let left = self.containers.iter_mut().map(Container::gone).filter(|gone| !gone).count();
+        left == 0 || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// Kills what is left and removes every trace.
+    pub(super) fn remove(&mut self) -> anyhow::Result<()> {
+        let cgroup = &self.sandbox.cgroup;
+        fs::write(cgroup.join("cgroup.kill"), "1").context("kill a pod (Linux 5.14 and later)")?;
+        host::wait_for(Duration::from_secs(5), "the processes of a pod to end", || {
+            let events = fs::read_to_string(cgroup.join("cgroup.events"))?;
+            Ok(events.contains("populated 0").then_some(()))
+        })?;
+        self.pause.wait()?;
+        self.containers.iter_mut().for_each(|container| {
+            container.gone();
+        });
+        let parts = fs::read_dir(cgroup)?.filter_map(Result::ok);
+        for part in parts.filter(|entry| entry.path().is_dir()) {
+            fs::remove_dir(part.path())?;
+        }
+        fs::remove_dir(cgroup).with_context(|| format!("remove {}", cgroup.display()))?;
+        if self.ips != self.host_ips {
+            topology::remove_netns(&self.sandbox.netns)?;
+        }
+        fs::remove_dir_all(&self.sandbox.dir)
+            .with_context(|| format!("remove {}", self.sandbox.dir.display()))
+    }
+
+    /// Collects processes that were killed with their cgroup.
+    pub(super) fn collect(&mut self) {
+        // Nothing is left to be done about one that cannot be collected.
+        let _ = self.pause.wait();
+        for container in &mut self.containers {
+            container.gone();
+        }
+    }
+
+    pub(super) fn facts(&self) -> PodFacts<'_> {
+        PodFacts {
+            namespace: &self.namespace,
+            name: &self.name,
+            uid: &self.uid,
+            node: &self.node,
+            ips: &self.ips,
+            labels: &self.value["metadata"]["labels"],
+            spec: &self.value["spec"],
+            ready: self.ready(),
+            terminating: self.deadline.is_some(),
+        }
+    }
+
+    /// The pod as the API server would show it.
+    pub(super) fn object(&self) -> Value {
+        let mut metadata = self.value["metadata"].clone();
+        metadata["name"] = self.name.clone().into();
+        metadata["namespace"] = self.namespace.clone().into();
+        metadata["uid"] = self.uid.clone().into();
+        metadata["creationTimestamp"] = to_the_second(self.born).into();
+        if let Some((deployment, hash)) = &self.owner {
+            metadata["ownerReferences"] = json!([{
+                "apiVersion": "apps/v1", "kind": "ReplicaSet",
+                "name": format!("{deployment}-{hash}"), "controller": true,
+            }]);
+        }
+        if let Some(asked) = self.asked {
+            metadata["deletionTimestamp"] = to_the_second(asked).into();
+        }
+        let mut spec = self.value["spec"].clone();
+        spec["nodeName"] = self.node.clone().into();
+        spec["serviceAccountName"] = service_account(&self.value["spec"]).into();
+        let ready = if self.ready() { "True" } else { "False" };
+        let statuses = self.containers.iter().map(|container| {
+            json!({"name": container.plan.name, "ready": container.ready,
+                "restartCount": container.restarts})
+        });
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec,
+            "status": {
+                "phase": self.phase(),
+                "conditions": [{"type": "Ready", "status": ready}],
+                "podIP": self.ips.first(),
+                "podIPs": self.ips.iter().map(|ip| json!({"ip": ip})).collect::<Vec<_>>(),
+                "hostIP": self.host_ips[0],
+                "containerStatuses": statuses.collect::<Vec<_>>(),
+            },
+        })
     }
 }
 
-/// A running command that answers line by line. Ended when dropped.
-pub struct Conversation {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Conversation {
-    /// The next line, without its end.
-    ///
-    /// # Errors
-    /// When the command has ended.
-    pub fn line(&mut self) -> anyhow::Result<String> {
-        let mut line = String::new();
-        ensure!(self.output.read_line(&mut line)? > 0, "the command has ended");
-        Ok(line.trim_end().to_owned())
-    }
-
-    /// Sends a line and reads one.
-    ///
-    /// # Errors
-    /// As [`Conversation::line`].
-    pub fn ask(&mut self, line: &str) -> anyhow::Result<String> {
-        writeln!(self.input, "{line}")?;
-        self.input.flush()?;
-        self.line()
+fn sandbox(
+    place: &Place<'_>,
+    (namespace, name, uid): (&str, &str, &str),
+    netns: String,
+    ips: &[IpAddr],
+) -> Sandbox {
+    let own = ips.iter().map(|ip| format!("{ip}\t{name}\n")).collect::<String>();
+    Sandbox {
+        netns,
+        hostname: name.into(),
+        cgroup: place.node.cgroup.join("kubepods").join(format!("pod{uid}")),
+        dir: place.run.join("pods").join(uid),
+        shared: shared(place.run),
+        resolv_conf: format!(
+            "search {namespace}.svc.{DOMAIN} svc.{DOMAIN} {DOMAIN}\nnameserver {}\n\
+             options ndots:5\n",
+            place.id.dns().0
+        ),
+        hosts: format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}"),
     }
 }
 
-impl Drop for Conversation {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+/// The lab's shared folder, and what was built here (it may be on a file system of its own, which
+/// the containers' overlay does not show).
+fn shared(run: &Path) -> Vec<PathBuf> {
+    let built = workspace().join("target").canonicalize();
+    std::iter::once(run.join(SHARED)).chain(built).collect()
+}
+
+/// The process that a pod's cgroup is never without, so that its namespace can be found.
+fn start_pause(sandbox: &Sandbox) -> anyhow::Result<Child> {
+    let cgroup = sandbox.cgroup.join("pause");
+    fs::create_dir_all(&cgroup).with_context(|| format!("make {}", cgroup.display()))?;
+    fs::create_dir_all(&sandbox.dir)?;
+    let log = OpenOptions::new().create(true).append(true).open(sandbox.dir.join("pause.log"))?;
+    let mut command = host::command("nsenter");
+    command.arg(format!("--net={}", host::netns_path(&sandbox.netns).display()));
+    command.args(["sh", "-c", JOIN, "pause"]).arg(cgroup.join("cgroup.procs"));
+    command.args(["sleep", "infinity"]);
+    detach(&mut command, &log)?;
+    command.spawn().context("start a pod's pause process")
+}
+
+/// A time as objects have it.
+fn to_the_second(time: SystemTime) -> String {
+    let text = rfc3339(time);
+    text.split_once('.').map_or_else(|| text.clone(), |(whole, _)| format!("{whole}Z"))
+}
+
+/// A time as logs have it, in UTC, to the microsecond (days to date: Hinnant's civil_from_days).
+pub(super) fn rfc3339(time: SystemTime) -> String {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (seconds, micros) = (since.as_secs(), since.subsec_micros());
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_dates() {
+        let at = |seconds| rfc3339(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(0), "1970-01-01T00:00:00.000000Z");
+        assert_eq!(at(951_782_399), "2000-02-28T23:59:59.000000Z");
+        assert_eq!(at(951_868_800), "2000-03-01T00:00:00.000000Z");
+        assert_eq!(at(1_798_761_600), "2027-01-01T00:00:00.000000Z");
     }
 }

@@ -285,8 +285,6 @@ pub(super) fn serve(options: &ServeOptions) -> anyhow::Result<()> {
     let listener = UnixListener::bind(socket(&options.name))?;
     listener.set_nonblocking(true)?;
     loop {
-        // Readiness of pods changes by itself.
-        server.lab.cluster().watch()?;
         let Ok((stream, _)) = listener.accept() else {
             super::pause();
             continue;

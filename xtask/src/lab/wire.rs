@@ -1,205 +1,94 @@
-//! What passes between the nodes, by tcpdump: ports, TLS versions, and whether some bytes appear in
-//! the clear.
+//! What is on the wire between nodes: tcpdump at a node's uplink, and what its file shows.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::node::Node;
+use super::container::{JOIN, detach};
+use super::host;
+use super::pcap::WireReport;
+use super::topology::{Node, UPLINK};
 
-/// A running capture.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// tcpdump's buffer in KiB: at full speed the default loses packets.
+const BUFFER: &str = "32768";
+
+/// A capture that is going on. Dropped unfinished, it ends without a result.
+#[derive(Debug)]
 pub struct WireCapture {
     child: Child,
     file: PathBuf,
 }
 
-/// One direction of a TCP connection: source and destination as they appear in the packets.
-type Flow = (Vec<u8>, u16, Vec<u8>, u16);
-
-/// What was seen.
-#[derive(Debug, Default)]
-pub struct WireReport {
-    /// TCP payload by flow, in order of arrival.
-    flows: BTreeMap<Flow, Vec<u8>>,
-    /// Destination ports of SYN packets.
-    opened: BTreeSet<u16>,
-}
-
 impl WireCapture {
-    pub(super) fn start(node: &Node, run_dir: &Path) -> anyhow::Result<Self> {
-        let file = run_dir.join(format!("{}.pcap", node.name));
-        // In the lab's cgroup like everything else, so that the guardian ends it too.
-        let procs = node.cgroup.child("capture")?.procs();
-        let mut child = node
-            .holder
-            .enter()
-            .args(["sh", "-c", &format!("echo $$ > {procs} && exec \"$@\""), "sh"])
-            .args([
-                "tcpdump",
-                "-i",
-                "uplink",
-                "-U",
-                "--immediate-mode",
-                "-s",
-                "0",
-                "-B",
-                "32768",
-                "-Z",
-                "root",
-                "-w",
-            ])
-            .arg(&file)
-            .arg("tcp")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("start tcpdump")?;
-        // It says when it listens.
-        let mut stderr = std::io::BufReader::new(child.stderr.take().context("no output")?);
-        let mut line = String::new();
-        while !line.contains("listening on") {
-            line.clear();
-            ensure!(std::io::BufRead::read_line(&mut stderr, &mut line)? > 0, "tcpdump ended");
-        }
-        // Its last lines are statistics that nobody reads; keep the pipe open for them.
-        std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
+    /// Starts at a node's uplink; packets after this returns are seen.
+    pub(super) fn start(node: &Node, cgroup: &Path, file: PathBuf) -> anyhow::Result<Self> {
+        // Beside the nodes' cgroups: nothing is captured or redirected here.
+        let tools = cgroup.join("tools");
+        fs::create_dir_all(&tools)?;
+        let said = file.with_extension("log");
+        let log = File::create(&said)?;
+        let mut command = host::command("nsenter");
+        command.arg(format!("--net={}", host::netns_path(&node.netns).display()));
+        command.args(["sh", "-c", JOIN, "capture"]).arg(tools.join("cgroup.procs"));
+        command.args([
+            "tcpdump",
+            "-i",
+            UPLINK,
+            "-n",
+            "-U",
+            "--immediate-mode",
+            "-B",
+            BUFFER,
+            "-Z",
+            "root",
+            "-w",
+        ]);
+        command.arg(&file).args(["ip", "or", "ip6"]);
+        detach(&mut command, &log)?;
+        command.stdin(Stdio::null());
+        let mut child = command.spawn().context("start tcpdump")?;
+        host::wait_for(PATIENCE, "tcpdump to listen", || {
+            let text = fs::read_to_string(&said)?;
+            if let Some(status) = child.try_wait()? {
+                bail!("tcpdump ended: {status}: {text}");
+            }
+            Ok(text.contains("listening on").then_some(()))
+        })?;
         Ok(Self { child, file })
+    }
+
+    /// What has been seen so far, while the capture goes on.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn so_far(&self) -> anyhow::Result<WireReport> {
+        WireReport::parse(&fs::read(&self.file)?)
     }
 
     /// Ends the capture and reads it.
     ///
     /// # Errors
-    /// When the file is no capture.
+    /// tcpdump does not end, or its file cannot be read.
     pub fn finish(mut self) -> anyhow::Result<WireReport> {
-        let pid = Pid::from_raw(i32::try_from(self.child.id())?);
-        kill(pid, Signal::SIGINT)?;
-        self.child.wait()?;
-        WireReport::read(&std::fs::read(&self.file)?)
+        // What is in flight from the kernel to tcpdump: half a packet buffer's time-out.
+        std::thread::park_timeout(Duration::from_millis(500));
+        kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?;
+        host::wait_for(PATIENCE, "tcpdump to end", || Ok(self.child.try_wait()?))?;
+        WireReport::parse(&fs::read(&self.file)?)
     }
 }
 
 impl Drop for WireCapture {
     fn drop(&mut self) {
+        // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let _ = fs::remove_file(&self.file);
     }
-}
-
-impl WireReport {
-    /// Reads a capture file (pcap, little endian, Ethernet).
-    fn read(file: &[u8]) -> anyhow::Result<Self> {
-        let magic = file.get(..4).context("an empty capture")?;
-        ensure!(
-            magic == [0xd4, 0xc3, 0xb2, 0xa1] || magic == [0x4d, 0x3c, 0xb2, 0xa1],
-            "not a little-endian pcap file"
-        );
-        let mut report = Self::default();
-        let mut rest = file.get(24..).unwrap_or_default();
-        while let (Some(header), Some(body)) = (rest.get(..16), rest.get(16..)) {
-            let length = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
-            let length = usize::try_from(length)?;
-            let Some(packet) = body.get(..length) else { break };
-            report.packet(packet);
-            rest = &body[length..];
-        }
-        Ok(report)
-    }
-
-    fn packet(&mut self, packet: &[u8]) -> Option<()> {
-        let (source, destination, tcp) = match packet.get(12..14)? {
-            [0x08, 0x00] => {
-                let ip = packet.get(14..)?;
-                let header = usize::from(ip.first()? & 0x0f) * 4;
-                let total = usize::from(u16::from_be_bytes([*ip.get(2)?, *ip.get(3)?]));
-                (ip.get(12..16)?, ip.get(16..20)?, ip.get(header..total)?)
-            }
-            [0x86, 0xdd] => {
-                let ip = packet.get(14..)?;
-                let total = usize::from(u16::from_be_bytes([*ip.get(4)?, *ip.get(5)?]));
-                (ip.get(8..24)?, ip.get(24..40)?, ip.get(40..40 + total)?)
-            }
-            _ => return None,
-        };
-        let from = u16::from_be_bytes([*tcp.first()?, *tcp.get(1)?]);
-        let to = u16::from_be_bytes([*tcp.get(2)?, *tcp.get(3)?]);
-        let flags = *tcp.get(13)?;
-        if flags & 0x12 == 0x02 {
-            self.opened.insert(to);
-        }
-        let payload = tcp.get(usize::from(*tcp.get(12)? >> 4) * 4..)?;
-        if !payload.is_empty() {
-            let flow = (source.to_vec(), from, destination.to_vec(), to);
-            self.flows.entry(flow).or_default().extend_from_slice(payload);
-        }
-        Some(())
-    }
-
-    /// Whether these bytes appear in any direction of any connection.
-    #[must_use]
-    pub fn contains(&self, needle: &[u8]) -> bool {
-        self.flows.values().any(|bytes| bytes.windows(needle.len()).any(|part| part == needle))
-    }
-
-    /// TCP payload in all.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.flows.values().map(Vec::len).sum()
-    }
-
-    /// TCP payload to and from a port.
-    #[must_use]
-    pub fn bytes_on_port(&self, port: u16) -> usize {
-        self.flows
-            .iter()
-            .filter(|((_, from, _, to), _)| *from == port || *to == port)
-            .map(|(_, bytes)| bytes.len())
-            .sum()
-    }
-
-    /// Ports that connections were opened to.
-    #[must_use]
-    pub fn tcp_server_ports(&self) -> Vec<u16> {
-        self.opened.iter().copied().collect()
-    }
-
-    /// TLS versions that servers chose, as in their ServerHello.
-    #[must_use]
-    pub fn tls_versions(&self) -> Vec<&'static str> {
-        let chosen: BTreeSet<&'static str> =
-            self.flows.values().filter_map(|bytes| server_hello_version(bytes)).collect();
-        chosen.into_iter().collect()
-    }
-
-    /// Flows that carry data outside TLS records on this port.
-    #[must_use]
-    pub fn not_tls(&self, port: u16) -> usize {
-        let on_port =
-            self.flows.iter().filter(|((_, from, _, to), _)| *from == port || *to == port);
-        on_port.filter(|(_, bytes)| !matches!(bytes.get(..2), Some([20..=23, 3]))).count()
-    }
-}
-
-/// RFC 8446 section 4.1.3: legacy version 1.2, and the real one in `supported_versions`.
-fn server_hello_version(bytes: &[u8]) -> Option<&'static str> {
-    // Record type handshake, message type server_hello.
-    if *bytes.first()? != 22 || *bytes.get(5)? != 2 {
-        return None;
-    }
-    let hello = bytes.get(9..)?;
-    let session = usize::from(*hello.get(34)?);
-    let mut extensions = hello.get(35 + session + 3 + 2..)?;
-    while let Some(header) = extensions.get(..4) {
-        let length = usize::from(u16::from_be_bytes([header[2], header[3]]));
-        let body = extensions.get(4..4 + length)?;
-        if header[..2] == [0, 43] {
-            return Some(if body == [3, 4] { "TLS 1.3" } else { "another TLS version" });
-        }
-        extensions = &extensions[4 + length..];
-    }
-    Some("TLS 1.2 or older")
 }
