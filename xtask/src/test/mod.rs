@@ -25,7 +25,7 @@ const OTHER_WORKSPACES: [&str; 2] = ["mesh-ebpf/Cargo.toml", "mesh-agent/fuzz/Ca
 
 /// Test targets with a stage of their own; all others are unit tests.
 const KERNEL_TARGETS: [&str; 2] = ["capture", "verifier"];
-const LAB_TARGETS: [&str; 1] = ["lab"];
+const LAB_TARGETS: [&str; 2] = ["lab", "cluster"];
 
 /// In the name of a test that runs a fuzz target's code over its corpus.
 const CORPUS: &str = "corpus";
