@@ -31,12 +31,41 @@ impl Hasher {
     }
 }
 
+/// Length of the pattern's inner cycle; a prime, so that it does not line up with any buffer size.
+const CYCLE: u64 = 251;
+/// Where the pattern's outer part moves on.
+const BLOCK: u64 = 1 << 16;
+/// Two things at once: positions of one block need no division, and a copy is made many bytes at a
+/// time. A bulk answer must cost its maker little, or it is the maker who is measured.
+const TABLE: usize = 16 * 1024;
+
+static CYCLES: [u8; TABLE + CYCLE as usize] = cycles();
+
+const fn cycles() -> [u8; TABLE + CYCLE as usize] {
+    let mut table = [0; TABLE + CYCLE as usize];
+    let mut index = 0;
+    while index < table.len() {
+        table[index] = (index % CYCLE as usize) as u8;
+        index += 1;
+    }
+    table
+}
+
 /// Fills `chunk` with bytes that depend only on their position in the stream, so that a lost,
 /// repeated or swapped piece shows in the hash.
-pub(crate) fn pattern(offset: u64, chunk: &mut [u8]) {
-    for (position, byte) in (offset..).zip(chunk.iter_mut()) {
-        // 251 is prime: the pattern does not line up with any buffer size.
-        *byte = (position % 251) as u8 ^ (position >> 16) as u8;
+pub(crate) fn pattern(mut offset: u64, mut chunk: &mut [u8]) {
+    while !chunk.is_empty() {
+        let left_of_block = BLOCK - offset % BLOCK;
+        // At most TABLE, so it fits any usize.
+        let length = (chunk.len() as u64).min(left_of_block).min(TABLE as u64) as usize;
+        let (piece, rest) = chunk.split_at_mut(length);
+        let outer = (offset / BLOCK) as u8;
+        let from = (offset % CYCLE) as usize;
+        for (byte, inner) in piece.iter_mut().zip(&CYCLES[from..]) {
+            *byte = inner ^ outer;
+        }
+        offset += length as u64;
+        chunk = rest;
     }
 }
 
@@ -51,6 +80,15 @@ mod tests {
         hasher.update(b"bc");
         let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(hasher.finish(), (3, expected.to_owned()));
+    }
+
+    #[test]
+    fn pattern_is_made_of_its_two_parts() {
+        let mut bytes = [0; 300];
+        pattern(65_400, &mut bytes);
+        for (position, byte) in (65_400_u64..).zip(bytes) {
+            assert_eq!(byte, (position % 251) as u8 ^ (position >> 16) as u8, "{position}");
+        }
     }
 
     #[test]

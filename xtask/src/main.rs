@@ -61,7 +61,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Tidy(args) => tidy::run(&args),
         Command::Bench(args) => {
             setup::run_setup(&setup::SetupArgs { build_only: true, ..Default::default() })?;
-            bench::run(args)
+            bench::run(&args)
         }
     }
 }

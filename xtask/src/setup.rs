@@ -40,10 +40,11 @@ const DEBIAN_LINTS: [Package; 2] = [
 ];
 
 /// Packages that the lab, the demo and the tests use.
-const LAB: [Package; 9] = [
+const LAB: [Package; 10] = [
     Package { name: "iproute2", file: "ip", why: "nodes and pods of the lab" },
     Package { name: "nftables", file: "nft", why: "virtual IPs in the lab" },
     Package { name: "nginx-light", file: "nginx", why: "an application of the demo" },
+    Package { name: "haproxy", file: "haproxy", why: "a peer in measurements" },
     Package { name: "curl", file: "curl", why: "a client of the demo" },
     Package { name: "tcpdump", file: "tcpdump", why: "proof from the wire" },
     Package { name: "procps", file: "sysctl", why: "forwarding in the lab's nodes" },

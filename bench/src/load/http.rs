@@ -13,9 +13,9 @@ use tokio::time::{Instant, timeout};
 use super::client::{Link, Target};
 use super::report::{Counts, ErrorKind, Failure};
 use super::schedule::Schedule;
+use super::timer::Timer;
 use super::{HttpArgs, print, seconds};
 use crate::digest::{Hasher, pattern};
-use crate::wait;
 
 /// A longer body is counted by its hash.
 const MAX_BODY_AS_TEXT: usize = 256;
@@ -32,6 +32,10 @@ struct Job {
     new_connections: bool,
     grpc: bool,
     count_header: Option<HeaderName>,
+    /// Whether bodies are only counted.
+    discard: bool,
+    /// Whether requests are due at fixed instants.
+    timed: bool,
 }
 
 /// What counts of an answer.
@@ -70,7 +74,7 @@ pub(super) async fn run(args: HttpArgs) -> anyhow::Result<()> {
     }
     let mut total = Counts::new();
     while let Some(counts) = workers.join_next().await {
-        total.merge(counts?);
+        total.merge(counts??);
     }
     print(&total.report(start.elapsed()))
 }
@@ -114,6 +118,8 @@ fn prepare(args: HttpArgs, start: Instant) -> anyhow::Result<Job> {
         new_connections: args.new_connections,
         grpc: args.grpc,
         count_header: args.count_header,
+        discard: args.discard,
+        timed: args.rate.is_some(),
     })
 }
 
@@ -126,10 +132,13 @@ fn message(content: &[u8]) -> anyhow::Result<Bytes> {
     Ok(message.freeze())
 }
 
-async fn work(job: Arc<Job>, mut link: Link) -> Counts {
+async fn work(job: Arc<Job>, mut link: Link) -> anyhow::Result<Counts> {
     let mut counts = Counts::new();
+    let mut timer = job.timed.then(Timer::new).transpose()?;
     while let Some(due) = job.schedule.take(Instant::now()) {
-        wait(due.saturating_duration_since(Instant::now())).await;
+        if let Some(timer) = &mut timer {
+            timer.wait(due.saturating_duration_since(Instant::now())).await?;
+        }
         counts.requests += 1;
         if job.new_connections {
             link = job.target.link();
@@ -151,13 +160,15 @@ async fn work(job: Arc<Job>, mut link: Link) -> Counts {
             }
         }
     }
-    counts
+    Ok(counts)
 }
 
 fn count(counts: &mut Counts, job: &Job, answer: Answer) {
     *counts.statuses.entry(answer.status).or_default() += 1;
     counts.bytes += answer.length;
-    counts.bodies.add(&answer.body, 1);
+    if !job.discard {
+        counts.bodies.add(&answer.body, 1);
+    }
     if job.count_header.is_some() {
         counts.headers.add(answer.header.as_deref().unwrap_or("(none)"), 1);
     }
@@ -180,11 +191,13 @@ async fn exchange(job: &Job, link: &mut Link, connections: &mut u64) -> Result<A
 async fn read(response: Response<Incoming>, job: &Job) -> Result<Answer, Failure> {
     let (head, mut body) = response.into_parts();
     let mut hasher = Hasher::new();
+    let mut discarded = 0;
     let mut text = Vec::new();
     // In a trailers-only answer the status is in the head.
     let mut grpc_status = head.headers.get("grpc-status").cloned();
     while let Some(frame) = body.frame().await {
         match frame.map_err(|error| ErrorKind::Body.because(&error))?.into_data() {
+            Ok(data) if job.discard => discarded += data.len() as u64,
             Ok(data) => {
                 hasher.update(&data);
                 let room = (MAX_BODY_AS_TEXT + 1).saturating_sub(text.len());
@@ -215,6 +228,6 @@ async fn read(response: Response<Incoming>, job: &Job) -> Result<Answer, Failure
         grpc_status: grpc_status.as_ref().map(as_text),
         header: counted.map(as_text),
         body,
-        length,
+        length: length + discarded,
     })
 }

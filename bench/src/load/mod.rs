@@ -10,6 +10,7 @@ mod no_read;
 mod report;
 mod schedule;
 mod tcp;
+mod timer;
 mod websocket;
 
 use std::io::Write;
@@ -111,6 +112,9 @@ struct HttpArgs {
     /// The answer's body must be the request's
     #[arg(long)]
     expect_echo: bool,
+    /// Only count what comes back: no hash, no table of bodies (for measurements)
+    #[arg(long, conflicts_with = "expect_echo")]
+    discard: bool,
     /// Milliseconds until a request has failed
     #[arg(long, default_value_t = 10_000)]
     timeout_ms: u64,

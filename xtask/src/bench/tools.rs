@@ -1,7 +1,4 @@
-//! `cargo xtask bench`: measurements. So far a smoke run: the tools against each other, no mesh.
-//!
-//! The smoke run proves that load is made and counted exactly; its figures are not results
-//! (`bench/RESULTS.md`).
+//! The tools against each other, without a mesh: load is made and counted exactly.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -9,22 +6,13 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
-use clap::Args;
 use serde_json::Value;
 
-use crate::build;
+use crate::build::Built;
 use crate::tool::{output, say};
 
 /// Requests of one smoke run.
 const REQUESTS: u64 = 2_000;
-
-/// Options of `cargo xtask bench`.
-#[derive(Clone, Copy, Debug, Args)]
-pub struct BenchArgs {
-    /// Only show that the tools work: seconds, no figures worth keeping
-    #[arg(long)]
-    smoke: bool,
-}
 
 /// An echo server that ends with this value.
 struct Echo {
@@ -33,21 +21,11 @@ struct Echo {
     tcp: SocketAddr,
 }
 
-/// Runs what the command line asks for.
-///
-/// # Errors
-/// A tool does not build or does not count right, or figures are asked for.
-pub fn run(args: BenchArgs) -> anyhow::Result<()> {
-    ensure!(args.smoke, "there are no scenarios with a mesh yet: only `bench --smoke`");
-    smoke()
-}
-
 /// Every mode of the load generator against the echo server on loopback, with exact counts.
 ///
 /// # Errors
 /// A tool does not build, or a count is not what was asked for.
-pub fn smoke() -> anyhow::Result<()> {
-    let built = build::all()?;
+pub(super) fn check(built: &Built) -> anyhow::Result<()> {
     let echo = Echo::start(&built.echo)?;
     let url = format!("http://{}/?size=64", echo.http);
     let (tcp, requests) = (echo.tcp.to_string(), REQUESTS.to_string());
@@ -82,7 +60,7 @@ pub fn smoke() -> anyhow::Result<()> {
 }
 
 /// Runs the load generator and reads its report.
-fn load(program: &Path, words: &[&str]) -> anyhow::Result<Value> {
+pub(super) fn load(program: &Path, words: &[&str]) -> anyhow::Result<Value> {
     let text = output(Command::new(program).args(words))?;
     serde_json::from_str(&text).with_context(|| format!("read the report of {words:?}: {text}"))
 }

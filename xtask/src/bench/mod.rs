@@ -1,0 +1,174 @@
+//! `cargo xtask bench`: what the mesh costs beside no mesh, nginx, haproxy and Envoy, in one run on
+//! the user's own machine.
+//!
+//! Every round takes each way in turn, so that what else happens on the machine meets all of them;
+//! ratios are made within a round. The mesh is measured with its capture.
+
+mod cpu;
+mod ground;
+mod idle;
+mod report;
+mod rivals;
+mod scenario;
+mod tools;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+use clap::Args;
+
+use crate::build::{self, BuildArgs, Built};
+use crate::setup::{SetupArgs, run_setup};
+use crate::tool::say;
+use ground::{Ground, Setting};
+use report::{Measured, Report};
+use scenario::{Extent, SCENARIOS, Scenario};
+
+/// Connections of the idle measurement: two descriptors each, and a process may have 20,000.
+const IDLE: usize = 8_000;
+
+/// Options of `cargo xtask bench`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchArgs {
+    /// Only show that every scenario completes: no figures worth keeping
+    #[arg(long)]
+    smoke: bool,
+    /// Only these scenarios (`--list` has them)
+    #[arg(long, value_delimiter = ',')]
+    scenario: Vec<String>,
+    /// List the scenarios
+    #[arg(long)]
+    list: bool,
+    /// How often each scenario takes each way
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Seconds of a timed run
+    #[arg(long, default_value_t = 4.0)]
+    seconds: f64,
+    /// Data threads of each agent, on any core; without it one, and one core for each node
+    #[arg(long)]
+    workers: Option<usize>,
+    /// Write all figures as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write tables and charts as Markdown
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+}
+
+/// Runs what the command line asks for.
+///
+/// # Errors
+/// Something is missing on this machine, does not build, or does not complete.
+pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    if args.list {
+        SCENARIOS.iter().for_each(|one| say(&format!("{:<12} {}", one.name, one.about)));
+        return Ok(());
+    }
+    for name in &args.scenario {
+        let known = SCENARIOS.iter().any(|scenario| scenario.name == name);
+        ensure!(known || name == "idle", "no scenario {name}: see --list");
+    }
+    run_setup(&SetupArgs::default())?;
+    if args.smoke {
+        return smoke();
+    }
+    let built = build::with(BuildArgs { release: true })?;
+    let setting = match args.workers {
+        None => Setting { workers: 1, pinned: true },
+        Some(workers) => Setting { workers, pinned: false },
+    };
+    let extent = Extent { seconds: args.seconds, tiny: false };
+    let report = measure(&built, setting, extent, args)?;
+    if let Some(file) = &args.json {
+        let text = serde_json::to_string_pretty(&report)?;
+        std::fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
+    }
+    if let Some(file) = &args.markdown {
+        std::fs::write(file, report.markdown())
+            .with_context(|| format!("write {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// Every scenario over every way once, as short as can be; and the tools by themselves.
+///
+/// # Errors
+/// Something does not build or does not complete.
+pub fn smoke() -> anyhow::Result<()> {
+    let built = build::all()?;
+    tools::check(&built)?;
+    let args = BenchArgs {
+        smoke: true,
+        scenario: Vec::new(),
+        list: false,
+        rounds: 1,
+        seconds: 0.2,
+        workers: None,
+        json: None,
+        markdown: None,
+    };
+    let setting = Setting { workers: 2, pinned: false };
+    measure(&built, setting, Extent { seconds: args.seconds, tiny: true }, &args).map(drop)
+}
+
+fn measure(
+    built: &Built,
+    setting: Setting,
+    extent: Extent,
+    args: &BenchArgs,
+) -> anyhow::Result<Report> {
+    let wanted =
+        |name: &str| args.scenario.is_empty() || args.scenario.iter().any(|one| one == name);
+    let ground = Ground::new(built, setting)?;
+    let mut report = Report { machine: machine(setting)?, scenarios: Vec::new(), idle: None };
+    report.machine.iter().for_each(|line| say(line));
+    for scenario in SCENARIOS.iter().filter(|scenario| wanted(scenario.name)) {
+        let measured = rounds(scenario, &ground, extent, args.rounds)?;
+        say(&measured.table());
+        report.scenarios.push(measured);
+    }
+    if wanted("idle") {
+        let idle = idle::measure(&ground, if extent.tiny { 50 } else { IDLE })?;
+        say(&idle.sentence());
+        report.idle = Some(idle);
+    }
+    Ok(report)
+}
+
+fn rounds(
+    scenario: &Scenario,
+    ground: &Ground,
+    extent: Extent,
+    rounds: usize,
+) -> anyhow::Result<Measured> {
+    let mut all = Vec::new();
+    for _ in 0..rounds {
+        let mut round = Vec::new();
+        for way in scenario.ways {
+            let what = || format!("{} over {}", scenario.name, way.name());
+            let outcome = scenario.run(ground, *way, extent).with_context(what)?;
+            ensure!(outcome.failed == 0, "{}: {} requests failed", what(), outcome.failed);
+            ensure!(outcome.rate > 0.0, "{}: nothing was done", what());
+            round.push(outcome);
+        }
+        all.push(round);
+    }
+    Ok(Measured::new(scenario, all))
+}
+
+fn machine(setting: Setting) -> anyhow::Result<Vec<String>> {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let kernel = nix::sys::utsname::uname()?;
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let Setting { workers, pinned } = setting;
+    let place = if pinned { "one core for each node" } else { "any core" };
+    let mut lines = vec![
+        format!("{cores} cores, {}", model.map_or("unknown", |(_, model)| model)),
+        format!("Linux {}", kernel.release().to_string_lossy()),
+        format!("{workers} workers an agent, one worker a peer, {place}"),
+    ];
+    lines.extend(rivals::versions()?);
+    Ok(lines)
+}

@@ -1,0 +1,248 @@
+//! Figures of all rounds as a table, as JSON and as Markdown.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::idle::Idle;
+use super::scenario::{Aim, Outcome, Scenario, Unit};
+
+/// Columns of a bar in the chart.
+const BAR: f64 = 40.0;
+
+/// One scenario over all ways and rounds.
+#[derive(Debug, Serialize)]
+pub(super) struct Measured {
+    pub(super) scenario: &'static str,
+    pub(super) about: &'static str,
+    /// Rounds by way, in the order in which the ways were taken.
+    pub(super) ways: Vec<(&'static str, Vec<Outcome>)>,
+    /// The aims and what was reached.
+    pub(super) ratios: Vec<Ratio>,
+    #[serde(skip)]
+    unit: Unit,
+}
+
+/// The mesh's processor time by a peer's.
+#[derive(Debug, Serialize)]
+pub(super) struct Ratio {
+    pub(super) to: &'static str,
+    pub(super) at_most: f64,
+    /// Of each round.
+    pub(super) rounds: Vec<f64>,
+    pub(super) median: f64,
+}
+
+/// Everything of a run.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    /// Kernel, processor, versions of the peers, setting.
+    pub(super) machine: Vec<String>,
+    pub(super) scenarios: Vec<Measured>,
+    pub(super) idle: Option<Idle>,
+}
+
+impl Measured {
+    /// Collects the rounds of a scenario.
+    pub(super) fn new(scenario: &Scenario, rounds: Vec<Vec<Outcome>>) -> Self {
+        let mut ways: Vec<(&'static str, Vec<Outcome>)> =
+            scenario.ways.iter().map(|way| (way.name(), Vec::new())).collect();
+        for round in rounds {
+            for ((_, outcomes), outcome) in ways.iter_mut().zip(round) {
+                outcomes.push(outcome);
+            }
+        }
+        let by_name: BTreeMap<_, _> = ways.iter().map(|(name, rounds)| (*name, rounds)).collect();
+        let ratios = scenario.aims.iter().map(|aim| Ratio::new(aim, &by_name)).collect();
+        let Scenario { name, about, unit, .. } = scenario;
+        Self { scenario: name, about, ways, ratios, unit: *unit }
+    }
+
+    fn heads(&self) -> [&'static str; 8] {
+        let [rate, cost] = match self.unit {
+            Unit::Request => ["req/s", "us/req"],
+            Unit::Gigabyte => ["Gbit/s", "s/GB"],
+        };
+        ["way", rate, cost, "path", "p50 us", "p99 us", "p99.9", "MiB"]
+    }
+
+    fn rows(&self) -> impl Iterator<Item = [String; 8]> {
+        let digits = match self.unit {
+            Unit::Request => 1,
+            Unit::Gigabyte => 2,
+        };
+        self.ways.iter().map(move |(name, rounds)| {
+            let middle = |figure: fn(&Outcome) -> f64| median(rounds.iter().map(figure).collect());
+            let costs: Vec<f64> = rounds.iter().map(|round| round.proxies).collect();
+            let least = costs.iter().copied().fold(f64::INFINITY, f64::min);
+            let most = costs.iter().copied().fold(0.0, f64::max);
+            let cost = median(costs);
+            let cost = if most > 0.0 {
+                format!("{cost:.digits$} ({least:.digits$}-{most:.digits$})")
+            } else {
+                "-".to_owned()
+            };
+            [
+                (*name).to_owned(),
+                format!("{:.*}", digits - 1, middle(|one| one.rate)),
+                cost,
+                format!("{:.digits$}", middle(|one| one.path)),
+                format!("{:.0}", middle(|one| one.p50)),
+                format!("{:.0}", middle(|one| one.p99)),
+                format!("{:.0}", middle(|one| one.p999)),
+                format!("{:.1}", middle(|one| one.memory as f64) / 1024.0),
+            ]
+        })
+    }
+
+    /// A table for a terminal.
+    pub(super) fn table(&self) -> String {
+        let rows: Vec<[String; 8]> =
+            std::iter::once(self.heads().map(str::to_owned)).chain(self.rows()).collect();
+        let mut widths = [0; 8];
+        for row in &rows {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = cell.chars().count().max(*width);
+            }
+        }
+        let mut text = format!("{}: {}\n", self.scenario, self.about);
+        for row in &rows {
+            let cells = row.iter().zip(widths).enumerate().map(|(index, (cell, width))| {
+                if index == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+            });
+            let line = cells.collect::<Vec<_>>().join("  ");
+            // A String takes everything.
+            let _ = writeln!(text, "  {line}");
+        }
+        for ratio in &self.ratios {
+            let _ = writeln!(text, "  {}", ratio.sentence());
+        }
+        text
+    }
+
+    /// The same for a page, with a chart of the cost.
+    pub(super) fn markdown(&self) -> String {
+        let mut text = format!("### {}\n\n{}.\n\n", self.scenario, capitalised(self.about));
+        let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+        text += &line(&self.heads().map(str::to_owned));
+        text += "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n";
+        for row in self.rows() {
+            text += &line(&row);
+        }
+        let costs: Vec<(&str, f64)> = self
+            .ways
+            .iter()
+            .map(|(name, rounds)| (*name, median(rounds.iter().map(|one| one.proxies).collect())))
+            .filter(|(_, cost)| *cost > 0.0)
+            .collect();
+        let most = costs.iter().map(|(_, cost)| *cost).fold(0.0, f64::max);
+        text += "\n```\n";
+        for (name, cost) in &costs {
+            let length = (cost / most * BAR).round() as usize;
+            let _ = writeln!(text, "{name:<16} {:<40} {cost:.2}", "#".repeat(length));
+        }
+        text += "```\n\n";
+        for ratio in &self.ratios {
+            let _ = writeln!(text, "- {}", ratio.sentence());
+        }
+        text
+    }
+}
+
+impl Ratio {
+    fn new(aim: &Aim, ways: &BTreeMap<&'static str, &Vec<Outcome>>) -> Self {
+        let to = aim.to.name();
+        let own = ways.get("malha").into_iter().flat_map(|rounds| rounds.iter());
+        let peer = ways.get(to).into_iter().flat_map(|rounds| rounds.iter());
+        let rounds: Vec<f64> =
+            own.zip(peer).map(|(own, peer)| own.proxies / peer.proxies).collect();
+        Self { to, at_most: aim.at_most, median: median(rounds.clone()), rounds }
+    }
+
+    fn sentence(&self) -> String {
+        let reached = if self.median <= self.at_most { "reached" } else { "not reached" };
+        let least = self.rounds.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = self.rounds.iter().copied().fold(0.0, f64::max);
+        format!(
+            "processor time to {}: {:.2} ({least:.2}-{most:.2}); aim {:.2}: {reached}",
+            self.to, self.median, self.at_most
+        )
+    }
+}
+
+impl Report {
+    /// The page of all figures, without what people write around them.
+    pub(super) fn markdown(&self) -> String {
+        let machine: String = self.machine.iter().map(|line| format!("- {line}\n")).collect();
+        let scenarios: Vec<String> = self.scenarios.iter().map(Measured::markdown).collect();
+        let idle = self.idle.as_ref().map(|idle| format!("### idle\n\n{}\n", idle.sentence()));
+        format!("{machine}\n{}\n{}", scenarios.join("\n"), idle.unwrap_or_default())
+    }
+}
+
+impl Idle {
+    /// In a sentence.
+    pub(super) fn sentence(&self) -> String {
+        let [near, far] = self.kib;
+        format!(
+            "{} idle TCP connections through the mesh: {near:.1} KiB each at the client's agent, \
+             {far:.1} KiB at the server's.",
+            self.connections
+        )
+    }
+}
+
+fn capitalised(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+/// The middle one; of an even number the mean of the two.
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    let half = figures.len() / 2;
+    match (figures.get(half), figures.len() % 2) {
+        (Some(upper), 0) => figures.get(half - 1).map_or(*upper, |lower| (lower + upper) / 2.0),
+        (Some(middle), _) => *middle,
+        (None, _) => f64::NAN,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::scenario::SCENARIOS;
+
+    fn outcome(proxies: f64) -> Outcome {
+        Outcome {
+            rate: 1000.0,
+            proxies,
+            path: proxies + 10.0,
+            p50: 100.0,
+            p99: 200.0,
+            p999: 300.0,
+            memory: 2048,
+            failed: 0,
+        }
+    }
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert!((median(vec![3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
+        assert!((median(vec![4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-9);
+        assert!(median(Vec::new()).is_nan());
+    }
+
+    #[test]
+    fn a_ratio_compares_within_a_round() {
+        let scenario = &SCENARIOS[0];
+        let costs = [[0.0, 20.0, 40.0, 44.0, 90.0], [0.0, 30.0, 50.0, 44.0, 90.0]];
+        let rounds = costs.iter().map(|round| round.iter().copied().map(outcome).collect());
+        let measured = Measured::new(scenario, rounds.collect());
+        let ratio = &measured.ratios[0];
+        assert!((ratio.median - 0.55).abs() < 1e-9, "{ratio:?}");
+        assert!(measured.table().contains("aim 0.75: reached"), "{}", measured.table());
+        assert!(measured.markdown().contains("| malha | 1000 | 25.0 (20.0-30.0) |"));
+    }
+}
