@@ -22,7 +22,8 @@ const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 /// `IPPROTO_TCP` of the kernel.
 pub const TCP: u32 = 6;
-/// `BPF_TCP_LISTEN` of the kernel's `enum bpf_tcp_state`.
+/// `BPF_TCP_TIME_WAIT` and `BPF_TCP_LISTEN` of the kernel's state numbers (net/tcp_states.h).
+const TIME_WAIT: u32 = 6;
 const LISTEN: u32 = 10;
 
 /// A socket that is live for the program's run. Never null.
@@ -269,7 +270,8 @@ fn is_taken(ctx: &SockAddrContext, tuple: *mut bpf_sock_tuple, size: u32) -> boo
     let state = read(unsafe { &raw const (*found).state });
     // SAFETY: the reference that the lookup gave us, returned once.
     let _ = unsafe { bpf_sk_release(found.cast()) };
-    state != LISTEN
+    // TIME_WAIT takes a new SYN (RFC 6191), as it would from the client itself.
+    state != LISTEN && state != TIME_WAIT
 }
 
 // === sockops ===

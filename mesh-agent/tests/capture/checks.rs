@@ -372,28 +372,49 @@ fn dial_into_pod(lab: &Lab, capture: &Arc<Capture>) {
     }
     gone(capture);
     own_port_of_the_client(lab, capture);
+    port_of_an_ended_connection(lab, capture);
 }
 
 /// The client holds a connection from the very port that the agent would draw next.
 fn own_port_of_the_client(lab: &Lab, capture: &Arc<Capture>) {
-    let client: IpAddr = NODE_AT_B.parse().unwrap();
-    let to = SocketAddr::new(POD_B.parse().unwrap(), 8080);
-    let last = into_pod(lab, capture, client, to).unwrap().stream.local_addr().unwrap().port();
-    let next = if last == 32_767 { 61_000 } else { last.checked_add(1).unwrap_or(1024) };
-    let direct = Client::with(&lab.node, || {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        socket.set_reuse_address(true)?;
-        socket.bind(&SockAddr::from(SocketAddr::new(client, next)))?;
-        socket.connect(&SockAddr::from(to))?;
-        Ok(TcpStream::from(socket))
-    });
-    let mut direct = direct.unwrap();
+    let (client, to, next) = next_port(lab, capture);
+    let mut direct = from_port(lab, SocketAddr::new(client, next), to);
     assert!(direct.greeting.starts_with("plaintext "));
     let before = count(capture, "admit_port_in_use");
     let mut dialled = into_pod(lab, capture, client, to).unwrap();
     assert_ne!(dialled.stream.local_addr().unwrap().port(), next);
     assert_eq!(count(capture, "admit_port_in_use"), before + 1);
     assert!(dialled.is_alive() && direct.is_alive());
+}
+
+/// The port that the agent would draw next had a connection which is over: a busy client needs it
+/// again long before the minute of TIME_WAIT is.
+fn port_of_an_ended_connection(lab: &Lab, capture: &Arc<Capture>) {
+    let (client, to, next) = next_port(lab, capture);
+    from_port(lab, SocketAddr::new(client, next), to).quit();
+    let mut dialled = into_pod(lab, capture, client, to).unwrap();
+    assert_eq!(dialled.stream.local_addr().unwrap().port(), next);
+    assert!(dialled.greeting.starts_with("app ") && dialled.is_alive());
+}
+
+/// A client on the node, a server in the pod, and the port that the agent would draw next.
+fn next_port(lab: &Lab, capture: &Arc<Capture>) -> (IpAddr, SocketAddr, u16) {
+    let client: IpAddr = NODE_AT_B.parse().unwrap();
+    let to = SocketAddr::new(POD_B.parse().unwrap(), 8080);
+    let last = into_pod(lab, capture, client, to).unwrap().stream.local_addr().unwrap().port();
+    let next = if last == 32_767 { 61_000 } else { last.checked_add(1).unwrap_or(1024) };
+    (client, to, next)
+}
+
+fn from_port(lab: &Lab, source: SocketAddr, to: SocketAddr) -> Client {
+    let connected = Client::with(&lab.node, || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&SockAddr::from(source))?;
+        socket.connect(&SockAddr::from(to))?;
+        Ok(TcpStream::from(socket))
+    });
+    connected.unwrap()
 }
 
 fn into_pod(

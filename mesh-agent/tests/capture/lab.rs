@@ -131,7 +131,7 @@ impl Lab {
         tasks
     }
 
-    /// Greets each connection with one line and then echoes.
+    /// Greets each connection with one line and then echoes; told to quit it closes first.
     fn serve(
         &self,
         listener: TcpListener,
@@ -146,6 +146,9 @@ impl Lab {
                     let _ = socket.write_all(format!("{greeting}\n").as_bytes()).await;
                     let mut buffer = [0; 1024];
                     while let Ok(length @ 1..) = socket.read(&mut buffer).await {
+                        if buffer.starts_with(b"quit") {
+                            break;
+                        }
                         let _ = socket.write_all(&buffer[..length]).await;
                     }
                 });
@@ -203,6 +206,12 @@ impl Client {
         self.stream.write_all(b"ping").is_ok()
             && self.stream.read_exact(&mut answer).is_ok()
             && &answer == b"ping"
+    }
+
+    /// Lets the other end close first, which leaves it in TIME_WAIT.
+    pub(crate) fn quit(mut self) {
+        self.stream.write_all(b"quit").unwrap();
+        assert_eq!(self.stream.read(&mut [0; 1]).unwrap(), 0);
     }
 
     pub(crate) fn peer(&self) -> String {

@@ -148,7 +148,6 @@ fn rounds(
         for way in scenario.ways {
             let what = || format!("{} over {}", scenario.name, way.name());
             let outcome = scenario.run(ground, *way, extent).with_context(what)?;
-            ensure!(outcome.failed == 0, "{}: {} requests failed", what(), outcome.failed);
             ensure!(outcome.rate > 0.0, "{}: nothing was done", what());
             round.push(outcome);
         }

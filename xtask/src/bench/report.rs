@@ -223,7 +223,6 @@ mod tests {
             p99: 200.0,
             p999: 300.0,
             memory: 2048,
-            failed: 0,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::process::{Child, Stdio};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 use super::ground::{Ground, Sample, Server, Way};
 
@@ -285,8 +285,6 @@ pub(super) struct Outcome {
     pub(super) p999: f64,
     /// Resident memory of what lies between, KiB.
     pub(super) memory: u64,
-    /// Requests without a right answer.
-    pub(super) failed: u64,
 }
 
 impl Scenario {
@@ -323,12 +321,14 @@ impl Scenario {
         // It says so once all are open.
         let mut line = String::new();
         std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line)?;
-        anyhow::ensure!(!line.is_empty(), "the clients that do not read have ended");
+        ensure!(!line.is_empty(), "the clients that do not read have ended");
         Ok(Some(stalled))
     }
 
     fn outcome(&self, sample: &Sample) -> anyhow::Result<Outcome> {
         let number = |field: &str| sample.report.pointer(field).and_then(serde_json::Value::as_f64);
+        let failed = number("/failed").unwrap_or(0.0);
+        ensure!(failed == 0.0, "{failed} requests failed: {}", sample.report["error_examples"]);
         let requests = number("/requests").unwrap_or(0.0);
         let seconds = number("/seconds").unwrap_or(f64::NAN);
         let (amount, micro, per_second) = match self.unit {
@@ -344,7 +344,6 @@ impl Scenario {
             p99: latency("p99"),
             p999: latency("p999"),
             memory: sample.memory,
-            failed: number("/failed").unwrap_or(0.0) as u64,
         })
     }
 }
