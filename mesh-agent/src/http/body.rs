@@ -16,11 +16,11 @@ use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::sync::Notify;
 use tokio::time::Sleep;
 
 use super::error::HttpError;
+use super::incoming::{Incoming, IncomingError};
 use super::pool::Lease;
 use crate::balance::ActiveGuard;
 use crate::telemetry::{RequestRecord, ResponseFlag};
@@ -34,13 +34,24 @@ const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 pub(super) enum BodyError {
     /// The other side's body failed.
     #[error("the body was cut off")]
-    Peer(#[from] hyper::Error),
+    Peer(#[from] IncomingError),
     /// The route's time-out passed while the response was under way.
     #[error("upstream request timeout")]
     Timeout,
     /// The endpoint gave its final answer without asking for the body.
     #[error("the endpoint did not ask for the body")]
     Unwanted,
+}
+
+impl BodyError {
+    /// How a stream with such a body is reset.
+    pub(super) fn reason(&self) -> h2::Reason {
+        match self {
+            Self::Peer(error) => error.reason(),
+            Self::Timeout => h2::Reason::INTERNAL_ERROR,
+            Self::Unwanted => h2::Reason::CANCEL,
+        }
+    }
 }
 
 /// A request's body on its way to an endpoint.

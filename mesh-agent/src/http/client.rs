@@ -12,27 +12,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 use super::body::RequestBody;
 use super::connect::{Connect, ConnectError};
+use super::early::Early;
 use super::error::HttpError;
 use super::headers::asks_upgrade;
+use super::http2::{self, INITIAL_STREAMS, StreamError};
+use super::incoming::Incoming;
 use super::pool::{Http1, Http2, Lease, Load, Pool, PoolKey, Shared, StreamGuard, Upgraded};
-use super::serve::{HttpVersion, LocalExecutor, STREAM_WINDOW};
+use super::serve::HttpVersion;
 use crate::model::{Endpoint, Workload};
 
-/// Streams on an HTTP/2 connection until the peer's settings are known (hyper's default).
-const INITIAL_STREAMS: usize = 100;
 /// Old connections that are tried for one request before a new one is opened.
 const OLD_CONNECTIONS: u32 = 3;
-/// Credit for a whole connection: the most that HTTP/2 allows, so that a stream that is not read
-/// holds up only itself (PERFORMANCE: a shared window hangs everybody).
-pub(super) const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
 /// Sends requests for all connections of a worker.
 pub(super) struct Client<C> {
@@ -79,11 +76,12 @@ impl<C: Connect> Client<C> {
         &self,
         target: &Target<'_>,
         request: Request<RequestBody>,
+        early: &Early,
     ) -> Result<Answer, SendError> {
         let key = PoolKey::new(target.source, target.endpoint);
         match target.version {
-            HttpVersion::Http1 => self.send_http1(target, key, request).await,
-            HttpVersion::Http2 => self.send_http2(target, &key, request).await,
+            HttpVersion::Http1 => self.send_http1(target, key, request, early).await,
+            HttpVersion::Http2 => self.send_http2(target, &key, request, early).await,
         }
     }
 
@@ -92,7 +90,9 @@ impl<C: Connect> Client<C> {
         target: &Target<'_>,
         key: PoolKey,
         mut request: Request<RequestBody>,
+        early: &Early,
     ) -> Result<Answer, SendError> {
+        listen(&mut request, early);
         for _ in 0..OLD_CONNECTIONS {
             let Some(connection) = self.pool.take(&key).await else { break };
             let copy = copy_of(&request);
@@ -123,21 +123,29 @@ impl<C: Connect> Client<C> {
         target: &Target<'_>,
         key: &PoolKey,
         mut request: Request<RequestBody>,
+        early: &Early,
     ) -> Result<Answer, SendError> {
         let shared = self.pool.shared(key);
         let mut tries = 0;
         loop {
-            let (mut connection, guard) = match self.http2(target, &shared).await {
+            let (connection, guard) = match self.http2(target, &shared).await {
                 Ok(found) => found,
                 Err(error) => return Err(SendError::Connect(error, Box::new(request))),
             };
-            match connection.sender.try_send_request(request).await {
+            let Http2 { sender, load } = &connection;
+            let exchange =
+                http2::exchange(sender, request, &self.tasks, &guard.abandoned, early).await;
+            match exchange {
                 Ok(response) => return Ok((response, Lease::Http2(guard))),
-                Err(mut error) => match error.take_message() {
-                    // It was closed in the meantime, and nothing was sent.
-                    Some(unsent) if tries < OLD_CONNECTIONS => request = unsent,
-                    _ => return Err(SendError::Failed(HttpError::from(error.error()))),
-                },
+                // It was closed in the meantime, and nothing was sent.
+                Err(StreamError::Unsent(unsent)) if tries < OLD_CONNECTIONS => {
+                    load.closed.set(true);
+                    request = *unsent;
+                }
+                Err(StreamError::Unsent(_)) => return Err(SendError::Failed(HttpError::Closed)),
+                Err(StreamError::Failed(error)) => {
+                    return Err(SendError::Failed(HttpError::from(&error)));
+                }
             }
             tries += 1;
         }
@@ -169,11 +177,11 @@ impl<C: Connect> Client<C> {
         }
     }
 
-    async fn dial(&self, target: &Target<'_>) -> Result<TokioIo<C::Io>, ConnectError> {
+    async fn dial(&self, target: &Target<'_>) -> Result<C::Io, ConnectError> {
         let timeout = target.connect_timeout;
         let connecting = self.connect.connect(target.source, target.endpoint, timeout);
         match tokio::time::timeout(timeout, connecting).await {
-            Ok(connected) => connected.map(TokioIo::new),
+            Ok(connected) => connected,
             Err(_) => Err(ConnectError::Timeout),
         }
     }
@@ -181,7 +189,7 @@ impl<C: Connect> Client<C> {
     async fn open_http1(&self, target: &Target<'_>) -> Result<Http1, ConnectError> {
         let io = self.dial(target).await?;
         let (sender, mut connection) =
-            http1::Builder::new().handshake(io).await.map_err(|e| remote(&e))?;
+            http1::Builder::new().handshake(TokioIo::new(io)).await.map_err(|e| remote(&e))?;
         let (give, upgraded) = oneshot::channel();
         let wanted = Rc::new(Cell::new(false));
         let asked = Rc::clone(&wanted);
@@ -202,30 +210,25 @@ impl<C: Connect> Client<C> {
 
     async fn open_http2(&self, target: &Target<'_>) -> Result<Http2, ConnectError> {
         let io = self.dial(target).await?;
-        let (sender, mut connection) = http2::Builder::new(LocalExecutor(self.tasks.clone()))
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .initial_max_send_streams(INITIAL_STREAMS)
-            .handshake(io)
-            .await
-            .map_err(|error| remote(&error))?;
+        let (sender, mut connection) = http2::connect(io).await.map_err(|error| remote(&error))?;
         let load = Load::new(INITIAL_STREAMS);
         let watched = Rc::clone(&load);
         self.tasks.spawn_local(async move {
             let ended = poll_fn(|cx| {
                 let polled = Pin::new(&mut connection).poll(cx);
-                watched.most.set(connection.current_max_send_streams().max(1));
+                watched.most.set(connection.max_concurrent_send_streams().max(1));
                 polled
             });
             if let Err(error) = ended.await {
                 tracing::trace!(%error, "upstream connection ended");
             }
+            watched.closed.set(true);
         });
         Ok(Http2 { sender, load })
     }
 }
 
-fn remote(error: &hyper::Error) -> ConnectError {
+fn remote(error: &impl std::error::Error) -> ConnectError {
     ConnectError::Remote(error.to_string())
 }
 
@@ -238,12 +241,20 @@ async fn exchange(
     let leaves = request.method() == Method::CONNECT || asks_upgrade(request.headers());
     connection.wanted.set(leaves);
     match connection.sender.try_send_request(request).await {
-        Ok(response) => Ok((response, connection)),
+        Ok(response) => Ok((response.map(Incoming::Http1), connection)),
         Err(mut error) => {
             let unsent = error.take_message();
             Err((error.into_error(), unsent))
         }
     }
+}
+
+/// Takes the informational responses of an HTTP/1 endpoint.
+fn listen(request: &mut Request<RequestBody>, early: &Early) {
+    let (gate, early) = (request.body().gate(), early.clone());
+    hyper::ext::on_informational(request, move |informational| {
+        early.pass(informational.status(), informational.headers(), gate.as_deref());
+    });
 }
 
 /// A copy to send once more, if that does no harm.
@@ -256,6 +267,7 @@ fn copy_of(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     request.uri().clone_into(copy.uri_mut());
     request.headers().clone_into(copy.headers_mut());
     *copy.version_mut() = request.version();
+    request.extensions().clone_into(copy.extensions_mut());
     Some(copy)
 }
 

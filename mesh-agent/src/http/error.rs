@@ -5,6 +5,7 @@
 use http::StatusCode;
 
 use super::connect::ConnectError;
+use super::incoming::IncomingError;
 use crate::telemetry::ResponseFlag;
 
 /// A request that ends here.
@@ -94,15 +95,27 @@ impl HttpError {
     }
 }
 
+impl From<&h2::Error> for HttpError {
+    fn from(error: &h2::Error) -> Self {
+        match error.is_remote() && (error.is_reset() || error.is_go_away()) {
+            true => Self::Reset,
+            false if error.is_io() => Self::Closed,
+            false => Self::Protocol,
+        }
+    }
+}
+
+impl From<&IncomingError> for HttpError {
+    fn from(error: &IncomingError) -> Self {
+        match error {
+            IncomingError::Http1(error) => error.into(),
+            IncomingError::Http2(error) => error.into(),
+        }
+    }
+}
+
 impl From<&hyper::Error> for HttpError {
     fn from(error: &hyper::Error) -> Self {
-        if let Some(h2) = h2_source(error) {
-            return match h2.is_remote() && (h2.is_reset() || h2.is_go_away()) {
-                true => Self::Reset,
-                false if h2.is_io() => Self::Closed,
-                false => Self::Protocol,
-            };
-        }
         if error.is_parse() {
             Self::Protocol
         } else if error.is_user() {
@@ -111,17 +124,6 @@ impl From<&hyper::Error> for HttpError {
             Self::Closed
         }
     }
-}
-
-fn h2_source(error: &hyper::Error) -> Option<&h2::Error> {
-    let mut source = std::error::Error::source(error);
-    while let Some(found) = source {
-        if let Some(h2) = found.downcast_ref() {
-            return Some(h2);
-        }
-        source = found.source();
-    }
-    None
 }
 
 #[cfg(test)]

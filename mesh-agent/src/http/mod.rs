@@ -9,19 +9,21 @@
 //! Invariants: a request loads `Live` once; bodies stream both ways and are never collected; what
 //! one source workload's requests hold (connections, streams) is never used for another's.
 //!
-//! Limits, from what hyper can do: of the informational responses only `100 Continue` passes (as
-//! an answer to `Expect`), header names are sent in lower case, `CONNECT` on an HTTP/2 connection
-//! (RFC 8441 too) is refused. Half-close is honoured, so an HTTP/1 client that goes away while it
+//! Limits: header names are sent in lower case, `CONNECT` on an HTTP/2 connection (RFC 8441 too) is
+//! refused. Half-close is honoured, so an HTTP/1 client that goes away while it
 //! waits is noticed when its response is written.
 
 mod body;
 mod client;
 mod connect;
 mod detect;
+mod early;
 mod engine;
 mod error;
 mod form;
 mod headers;
+mod http2;
+mod incoming;
 mod outbound;
 mod plan;
 mod pool;

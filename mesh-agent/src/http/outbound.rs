@@ -14,15 +14,16 @@ use http::header::{EXPECT, HOST};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::body::{Gate, Held, RequestBody, ResponseBody, grpc_status};
 use super::client::{SendError, Target};
 use super::connect::Connect;
+use super::early::Early;
 use super::engine::Engine;
 use super::error::HttpError;
 use super::form::{self, Origin};
+use super::incoming::Incoming;
 use super::plan::{Decision, Destination, Plan, decide};
 use super::pool::Lease;
 use super::router::Head;
@@ -65,6 +66,7 @@ pub(super) async fn respond<C: Connect>(
     engine: &Engine<C>,
     connection: &Connection,
     request: Request<Incoming>,
+    early: &Early,
 ) -> Response<ResponseBody> {
     let live = engine.shared.live.load_full();
     let (mut parts, body) = request.into_parts();
@@ -102,7 +104,9 @@ pub(super) async fn respond<C: Connect>(
         Decision::Redirect(location, code, ops) => reply::redirect(&location, code, ops, record),
         Decision::Direct(direct, ops) => reply::direct(direct, ops, record),
         Decision::Forward(plan) => {
-            let flow = Flow { engine, connection, live: &live, plan: &plan, switch, grpc };
+            let early = (parts.version != Version::HTTP_10).then_some(early);
+            let early = &early.cloned().unwrap_or_default();
+            let flow = Flow { engine, connection, live: &live, plan: &plan, switch, grpc, early };
             flow.forward(parts, authority, body, record).await
         }
     };
@@ -167,6 +171,8 @@ struct Flow<'a, C: Connect> {
     plan: &'a Plan<'a>,
     switch: Switch,
     grpc: bool,
+    /// Where informational responses go.
+    early: &'a Early,
 }
 
 impl<C: Connect> Flow<'_, C> {
@@ -226,6 +232,9 @@ impl<C: Connect> Flow<'_, C> {
         }
         if self.plan.version == HttpVersion::Http2 {
             parts.headers.remove(EXPECT);
+            if self.connection.version == HttpVersion::Http2 {
+                self.early.put(StatusCode::CONTINUE, &HeaderMap::new());
+            }
             return None;
         }
         Some(Arc::default())
@@ -255,15 +264,9 @@ impl<C: Connect> Flow<'_, C> {
                 self.pick(&tried).ok_or_else(|| gave_up(HttpError::NoHealthyUpstream))?;
             record.upstream(&endpoint, self.engine.shared.client.mutual_tls(&endpoint));
             headers::attempt(request.headers_mut(), number, self.plan.timeout);
-            if let Some(gate) = request.body().gate() {
-                hyper::ext::on_informational(&mut request, move |informational| {
-                    if informational.status() == StatusCode::CONTINUE {
-                        gate.open();
-                    }
-                });
-            }
             let since = Instant::now();
-            match self.engine.shared.client.send(&self.target(&endpoint), request).await {
+            let target = self.target(&endpoint);
+            match self.engine.shared.client.send(&target, request, self.early).await {
                 Ok((response, _))
                     if response.status().is_informational()
                         && !self.switch.happens(response.status()) =>

@@ -11,10 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::client::conn::{http1, http2};
+use h2::client::SendRequest;
+use hyper::client::conn::http1;
 use rustc_hash::FxHashMap;
 use tokio::sync::{Mutex, oneshot};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::body::RequestBody;
 use super::connect::{ByteStream, ConnectError};
@@ -61,7 +63,7 @@ pub(super) struct Upgraded {
 /// An HTTP/2 connection; clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct Http2 {
-    pub(super) sender: http2::SendRequest<RequestBody>,
+    pub(super) sender: SendRequest<Bytes>,
     pub(super) load: Rc<Load>,
 }
 
@@ -72,12 +74,20 @@ pub(super) struct Load {
     active: Cell<usize>,
     /// What the peer allows.
     pub(super) most: Cell<usize>,
+    /// The connection has ended, or takes no more streams.
+    pub(super) closed: Cell<bool>,
     idle_since: Cell<Instant>,
 }
 
-/// One stream's place on an HTTP/2 connection.
+/// One stream's place on an HTTP/2 connection. Dropped before its response is complete, it ends the
+/// request's body too.
 #[derive(Debug)]
-pub(super) struct StreamGuard(Rc<Load>);
+pub(super) struct StreamGuard {
+    load: Rc<Load>,
+    complete: bool,
+    /// Cancelled when nobody wants the response any more.
+    pub(super) abandoned: CancellationToken,
+}
 
 /// The connections of a key over HTTP/2.
 #[derive(Debug, Default)]
@@ -158,7 +168,7 @@ impl Pool {
                 let load = &connection.load;
                 let idle =
                     load.active.get() == 0 && now.duration_since(load.idle_since.get()) >= IDLE;
-                !connection.sender.is_closed() && !idle
+                !connection.load.closed.get() && !idle
             });
             // Somebody else holds it: he is about to open a connection.
             !shared.connections.borrow().is_empty() || Rc::strong_count(shared) > 1
@@ -180,7 +190,7 @@ impl Shared {
     /// The least busy living connection, if it has room or no further one may be opened.
     pub(super) fn take(&self) -> Option<(Http2, StreamGuard)> {
         let mut connections = self.connections.borrow_mut();
-        connections.retain(|connection| !connection.sender.is_closed());
+        connections.retain(|connection| !connection.load.closed.get());
         let full = connections.len() >= MAX_HTTP2;
         let best = connections.iter().min_by_key(|connection| connection.load.active.get())?;
         let room = best.load.active.get() < best.load.most.get();
@@ -216,7 +226,8 @@ impl Load {
     /// A new connection; `most` holds until the peer's settings are known.
     pub(super) fn new(most: usize) -> Rc<Self> {
         let idle_since = Cell::new(Instant::now());
-        Rc::new(Self { active: Cell::new(0), most: Cell::new(most), idle_since })
+        let (active, closed) = (Cell::new(0), Cell::new(false));
+        Rc::new(Self { active, most: Cell::new(most), closed, idle_since })
     }
 }
 
@@ -225,14 +236,17 @@ impl Load {
 impl StreamGuard {
     fn new(load: &Rc<Load>) -> Self {
         load.active.set(load.active.get() + 1);
-        Self(Rc::clone(load))
+        Self { load: Rc::clone(load), complete: false, abandoned: CancellationToken::new() }
     }
 }
 
 impl Drop for StreamGuard {
     fn drop(&mut self) {
-        self.0.active.set(self.0.active.get() - 1);
-        self.0.idle_since.set(Instant::now());
+        self.load.active.set(self.load.active.get() - 1);
+        self.load.idle_since.set(Instant::now());
+        if !self.complete {
+            self.abandoned.cancel();
+        }
     }
 }
 
@@ -248,7 +262,7 @@ impl Lease {
                 pool.put(key, connection);
             }
             Self::Http1(..) => {}
-            Self::Http2(stream) => drop(stream),
+            Self::Http2(mut stream) => stream.complete = true,
         }
     }
 }

@@ -5,26 +5,21 @@
 
 use std::cell::RefCell;
 use std::convert::Infallible;
-use std::pin::pin;
 use std::rc::Rc;
 
-use hyper::server::conn::{http1, http2};
+use http::Request;
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use super::client::CONNECTION_WINDOW;
 use super::connect::{ByteStream, Connect, Prefixed};
+use super::early::{Current, Early, Outlet};
 use super::engine::{ConnectionFacts, Engine};
-use super::outbound;
+use super::incoming::Incoming;
 use super::upgrade::{self, Handover};
-
-/// Credit of one HTTP/2 stream: what a stream that is not read may hold in memory.
-pub(super) const STREAM_WINDOW: u32 = 256 * 1024;
-/// Streams that a client may have open on one connection; it queues the others by itself.
-const MAX_STREAMS: u32 = 256;
+use super::{http2, outbound};
 
 /// Versions of HTTP, as far as connections differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,20 +32,13 @@ pub enum HttpVersion {
 
 /// A connection that did not end well. The client's fault, or its network's.
 #[derive(Debug, thiserror::Error)]
-#[error("client connection failed")]
-pub struct ServeError(#[from] hyper::Error);
-
-/// Where the tasks of an HTTP/2 connection run: on the worker, counted by its tracker.
-#[derive(Clone, Debug)]
-pub(super) struct LocalExecutor(pub(super) TaskTracker);
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor
-where
-    F::Output: 'static,
-{
-    fn execute(&self, future: F) {
-        self.0.spawn_local(future);
-    }
+pub enum ServeError {
+    /// Over HTTP/1.
+    #[error("client connection failed")]
+    Http1(#[from] hyper::Error),
+    /// Over HTTP/2.
+    #[error("client connection failed")]
+    Http2(#[from] h2::Error),
 }
 
 /// One connection's state.
@@ -85,12 +73,20 @@ async fn serve_http1<C: Connect, S: ByteStream + 'static>(
     connection: Rc<Connection>,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
-    let service = service_fn(|request| {
+    let current = Current::default();
+    let service = service_fn(|request: Request<hyper::body::Incoming>| {
         let (engine, connection) = (engine.clone(), Rc::clone(&connection));
-        async move { Ok::<_, Infallible>(outbound::respond(&engine, &connection, request).await) }
+        let early = current.next();
+        async move {
+            let request = request.map(Incoming::Http1);
+            let response = outbound::respond(&engine, &connection, request, &early).await;
+            // They go before it.
+            early.drained().await;
+            Ok::<_, Infallible>(response)
+        }
     });
-    let mut http =
-        http1::Builder::new().half_close(true).serve_connection(TokioIo::new(io), service);
+    let outlet = TokioIo::new(Outlet::new(io, current.clone()));
+    let mut http = http1::Builder::new().half_close(true).serve_connection(outlet, service);
     let ended = tokio::select! {
         ended = &mut http => ended,
         () = shutdown.cancelled() => {
@@ -106,7 +102,7 @@ async fn serve_http1<C: Connect, S: ByteStream + 'static>(
     }
     let parts = http.into_parts();
     let handover = connection.handover.borrow_mut().take();
-    let mut io = Prefixed::new(parts.read_buf, parts.io.into_inner());
+    let mut io = Prefixed::new(parts.read_buf, parts.io.into_inner().into_inner());
     match handover {
         Some(handover) => upgrade::copy(io, handover).await,
         // hyper has shut it down already unless it was closed by the client.
@@ -122,19 +118,9 @@ async fn serve_http2<C: Connect, S: ByteStream + 'static>(
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
     let owner = engine.clone();
-    let service = service_fn(move |request| {
+    let respond = move |request, early: Early| {
         let (engine, connection) = (owner.clone(), Rc::clone(&connection));
-        async move { Ok::<_, Infallible>(outbound::respond(&engine, &connection, request).await) }
-    });
-    let http = http2::Builder::new(LocalExecutor(engine.shared.tasks.clone()))
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(MAX_STREAMS)
-        .serve_connection(TokioIo::new(io), service);
-    let mut http = pin!(http);
-    tokio::select! {
-        ended = &mut http => return Ok(ended?),
-        () = shutdown.cancelled() => http.as_mut().graceful_shutdown(),
-    }
-    Ok(http.await?)
+        async move { outbound::respond(&engine, &connection, request, &early).await }
+    };
+    Ok(http2::serve(io, &engine.shared.tasks, shutdown, respond).await?)
 }

@@ -1,6 +1,7 @@
 //! The engine over in-memory streams: real hyper clients on one side, servers that misbehave as
 //! asked on the other, a paused clock in between.
 
+mod early;
 mod failure;
 mod protocol;
 mod routing;
@@ -28,7 +29,6 @@ use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::serve::LocalExecutor;
 use super::{Connect, ConnectError, ConnectionFacts, Engine, HttpVersion, serve};
 use crate::balance::fixture::pod;
 use crate::balance::{Draws, Live, LiveHandle};
@@ -105,6 +105,19 @@ async fn serve_with(version: HttpVersion, handler: Handler, io: DuplexStream, ta
                 .await
         }
     };
+}
+
+/// Where the tasks of hyper's HTTP/2 connections run.
+#[derive(Clone, Debug)]
+struct LocalExecutor(TaskTracker);
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor
+where
+    F::Output: 'static,
+{
+    fn execute(&self, future: F) {
+        self.0.spawn_local(future);
+    }
 }
 
 /// A mesh of one client pod.
@@ -194,7 +207,7 @@ impl World {
         let io = TokioIo::new(self.open(&self.client, dialled, HttpVersion::Http2));
         // As curl and gRPC clients do: no stream of this client may starve another.
         let (sender, connection) = http2::Builder::new(LocalExecutor(self.tasks.clone()))
-            .initial_connection_window_size(super::client::CONNECTION_WINDOW)
+            .initial_connection_window_size(super::http2::CONNECTION_WINDOW)
             .initial_stream_window_size(64 * 1024)
             .handshake(io)
             .await
@@ -241,7 +254,9 @@ type Heads = Rc<RefCell<Vec<http::request::Parts>>>;
 fn run<T>(test: impl Future<Output = T>) -> T {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().start_paused(true).build().unwrap();
-    LocalSet::new().block_on(&runtime, test)
+    // The clock moves once nothing else can: a test that waits for nothing fails at once.
+    let limited = async { tokio::time::timeout(Duration::from_secs(86_400), test).await };
+    LocalSet::new().block_on(&runtime, limited).expect("the test waits for what never comes")
 }
 
 fn full(text: impl Into<Bytes>) -> Body {
