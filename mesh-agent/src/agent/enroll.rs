@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -50,6 +50,8 @@ pub(super) struct Enroller {
     leaving: FxHashMap<Arc<str>, Instant>,
     /// Failures already reported, so that a pod that cannot be enrolled is logged once.
     reported: FxHashMap<Arc<str>, String>,
+    /// Told when the pods of the first configuration have been enrolled.
+    ready: Option<oneshot::Sender<()>>,
 }
 
 impl Enroller {
@@ -59,6 +61,7 @@ impl Enroller {
         node: Arc<str>,
         cgroup: PathBuf,
         config_dir: PathBuf,
+        ready: oneshot::Sender<()>,
     ) -> Self {
         Self {
             shared,
@@ -71,6 +74,7 @@ impl Enroller {
             drained: FxHashMap::default(),
             leaving: FxHashMap::default(),
             reported: FxHashMap::default(),
+            ready: Some(ready),
         }
     }
 
@@ -84,8 +88,13 @@ impl Enroller {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut snapshot = snapshots.borrow_and_update().clone();
         let mut local = self.local(&snapshot);
+        let mut configured = false;
         loop {
             self.reconcile(&snapshot, &local).await;
+            if let Some(ready) = self.ready.take_if(|_| configured) {
+                // Nobody waits any more: the agent stops.
+                let _ = ready.send(());
+            }
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = snapshots.changed() => {
@@ -94,6 +103,7 @@ impl Enroller {
                     }
                     snapshot = snapshots.borrow_and_update().clone();
                     local = self.local(&snapshot);
+                    configured = true;
                 }
                 _ = tick.tick() => {}
             }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -67,12 +67,14 @@ pub async fn run(options: NodeOptions) -> anyhow::Result<()> {
         }
     }));
     tasks.spawn(until(stop.clone(), async move { identities.run_rotation().await }));
+    let (ready, is_ready) = oneshot::channel();
     let enroller = Enroller::new(
         shared.clone(),
         workers.clone(),
         options.node_name.as_str().into(),
         options.cgroup.clone(),
         options.config_dir.clone(),
+        ready,
     );
     tasks.spawn(enroller.run(snapshot, stop.clone()));
     let socket = AdminSocket::bind(&options.admin_socket)
@@ -84,9 +86,14 @@ pub async fn run(options: NodeOptions) -> anyhow::Result<()> {
             tracing::error!(%error, "admin interface ended");
         }
     }));
-    tracing::info!(node = options.node_name, workers = options.workers, "agent ready");
-
-    stopped().await?;
+    tokio::select! {
+        stopped = stopped() => stopped?,
+        // Not before: the one who replaces an agent ends the old one then.
+        Ok(()) = is_ready => {
+            tracing::info!(node = options.node_name, workers = options.workers, "agent ready");
+            stopped().await?;
+        }
+    }
     tracing::info!("agent stopping");
     stop.cancel();
     tasks.close();

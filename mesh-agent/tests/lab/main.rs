@@ -11,6 +11,7 @@ mod envoy;
 mod identity;
 mod peer_authentication;
 mod reach;
+mod restart;
 mod rollout;
 mod stalled;
 mod support;

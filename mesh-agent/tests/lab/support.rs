@@ -11,12 +11,18 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A lab with agents, or `None` (said loudly) where it cannot run.
 pub(crate) fn lab(workers: usize) -> Option<Lab> {
+    lab_with(workers, &[])
+}
+
+/// The same, with more arguments for the agents.
+pub(crate) fn lab_with(workers: usize, arguments: &[&str]) -> Option<Lab> {
     if let Some(reason) = xtask::lab::missing_privileges() {
         xtask::test::skipped(&format!("lab: {reason}"));
         return None;
     }
     let agent = Path::new(env!("CARGO_BIN_EXE_mesh-agent"));
-    let lab = Lab::builder().nodes(2).workers(workers).agent(agent).build();
+    let lab = Lab::builder().nodes(2).workers(workers).agent(agent);
+    let lab = lab.agent_arguments(arguments).build();
     Some(lab.expect("the lab comes up"))
 }
 
