@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::enroll::Enroller;
+use super::limits;
 use super::options::NodeOptions;
 use super::workers::Workers;
 use crate::admin::AdminSocket;
@@ -31,6 +32,7 @@ use crate::telemetry::Metrics;
 /// use.
 pub async fn run(options: NodeOptions) -> anyhow::Result<()> {
     capture::probe()?;
+    let descriptors = limits::raise_descriptors()?;
     let capture = Capture::start(&CaptureOptions {
         cgroup: options.cgroup.clone(),
         pin_dir: options.pin_dir.clone(),
@@ -74,6 +76,7 @@ pub async fn run(options: NodeOptions) -> anyhow::Result<()> {
         options.node_name.as_str().into(),
         options.cgroup.clone(),
         options.config_dir.clone(),
+        options.max_connections_per_pod.unwrap_or_else(|| limits::connections_per_pod(descriptors)),
         ready,
     );
     tasks.spawn(enroller.run(snapshot, stop.clone()));

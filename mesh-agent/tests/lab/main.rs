@@ -10,6 +10,7 @@ mod enrolment;
 mod envoy;
 mod identity;
 mod peer_authentication;
+mod quota;
 mod reach;
 mod restart;
 mod rollout;
