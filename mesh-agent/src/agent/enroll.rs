@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::options::NodeOptions;
 use super::workers::Workers;
 use crate::capture::{self, PodNet, PodSettings};
 use crate::config;
@@ -60,18 +61,16 @@ impl Enroller {
     pub(super) fn new(
         shared: Arc<Shared>,
         workers: Arc<Workers>,
-        node: Arc<str>,
-        cgroup: PathBuf,
-        config_dir: PathBuf,
+        options: &NodeOptions,
         pod_connections: usize,
         ready: oneshot::Sender<()>,
     ) -> Self {
         Self {
             shared,
             workers,
-            node,
-            cgroup,
-            config_dir,
+            node: options.node_name.as_str().into(),
+            cgroup: options.cgroup.clone(),
+            config_dir: options.config_dir.clone(),
             enrolled: FxHashMap::default(),
             announced: None,
             drained: FxHashMap::default(),

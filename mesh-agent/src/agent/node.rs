@@ -33,17 +33,7 @@ use crate::telemetry::Metrics;
 pub async fn run(options: NodeOptions) -> anyhow::Result<()> {
     capture::probe()?;
     let descriptors = limits::raise_descriptors()?;
-    let capture = Capture::start(&CaptureOptions {
-        cgroup: options.cgroup.clone(),
-        pin_dir: options.pin_dir.clone(),
-        sizes: MapSizes {
-            pods: options.max_pods,
-            pending_connections: options.max_pending_connections,
-            admitted_connections: options.max_admitted_connections,
-            exclusions: options.max_exclusions,
-        },
-    })
-    .context("cannot set up capture")?;
+    let capture = capture(&options)?;
     let identities = Arc::new(identities(&options)?);
     let mut registry = Registry::default();
     let shared = Arc::new(Shared {
@@ -73,9 +63,7 @@ pub async fn run(options: NodeOptions) -> anyhow::Result<()> {
     let enroller = Enroller::new(
         shared.clone(),
         workers.clone(),
-        options.node_name.as_str().into(),
-        options.cgroup.clone(),
-        options.config_dir.clone(),
+        &options,
         options.max_connections_per_pod.unwrap_or_else(|| limits::connections_per_pod(descriptors)),
         ready,
     );
@@ -106,6 +94,20 @@ pub async fn run(options: NodeOptions) -> anyhow::Result<()> {
         tokio::task::spawn_blocking(move || workers.stop(limit)).await?;
     }
     Ok(())
+}
+
+fn capture(options: &NodeOptions) -> anyhow::Result<Capture> {
+    Capture::start(&CaptureOptions {
+        cgroup: options.cgroup.clone(),
+        pin_dir: options.pin_dir.clone(),
+        sizes: MapSizes {
+            pods: options.max_pods,
+            pending_connections: options.max_pending_connections,
+            admitted_connections: options.max_admitted_connections,
+            exclusions: options.max_exclusions,
+        },
+    })
+    .context("cannot set up capture")
 }
 
 /// Waits for SIGTERM or SIGINT.
