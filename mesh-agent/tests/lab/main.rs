@@ -8,6 +8,7 @@
 mod config_errors;
 mod enrolment;
 mod envoy;
+mod http_protocols;
 mod identity;
 mod peer_authentication;
 mod quota;

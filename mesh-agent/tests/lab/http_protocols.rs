@@ -1,0 +1,167 @@
+//! HTTP/1 as it is spoken in the wild passes between nodes as bytes that mean the same.
+
+use serde_json::{Value, json};
+use xtask::lab::Pod;
+
+use crate::support::{self, SHOP};
+
+const SERVER: &str = r#"
+kind: ConfigMap
+apiVersion: v1
+metadata: { name: server, namespace: shop }
+data: { server.py: CODE }
+---
+kind: Pod
+apiVersion: v1
+metadata: { name: server, namespace: shop, labels: { app: server } }
+spec:
+  nodeName: node2
+  containers:
+    - name: main
+      image: debian
+      command: [python3, /code/server.py]
+      ports: [{ containerPort: 8080 }]
+      volumeMounts: [{ name: code, mountPath: /code }]
+  volumes: [{ name: code, configMap: { name: server } }]
+---
+kind: Service
+apiVersion: v1
+metadata: { name: server, namespace: shop }
+spec:
+  selector: { app: server }
+  ports: [{ name: http, port: 80, targetPort: 8080 }]
+"#;
+
+/// Sends bytes and returns what came back until `until` was in it; without it, until the end.
+fn talk(client: &Pod, send: &str, until: Option<&str>) -> String {
+    ask(client, &json!({"host": "server", "send": send, "until": until}))
+}
+
+fn ask(client: &Pod, question: &Value) -> String {
+    let code = include_str!("http_client.py");
+    let mut talk = client.converse(&["python3", "-c", code]).expect("python3 starts");
+    let answer = talk.ask(&question.to_string());
+    let answer = answer.unwrap_or_else(|error| panic!("{question}: {error}"));
+    serde_json::from_str(&answer).expect("a JSON string")
+}
+
+/// What the server has seen of a request that it shows.
+fn seen(client: &Pod, request: &str) -> Value {
+    let answer = talk(client, request, Some("}"));
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer}"));
+    assert!(head.starts_with("HTTP/1.1 200 "), "{answer}");
+    serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer}"))
+}
+
+fn field<'a>(seen: &'a Value, name: &str) -> Vec<&'a str> {
+    let fields = seen["fields"].as_array().expect("fields");
+    let named = fields.iter().filter(|field| field[0] == name);
+    named.filter_map(|field| field[1].as_str()).collect()
+}
+
+#[test]
+fn http1_passes_as_it_is_spoken() {
+    let Some(lab) = support::lab(2) else { return };
+    let code = json!(include_str!("http_server.py")).to_string();
+    let manifests = [SHOP, "---", &SERVER.replace("CODE", &code)].join("\n");
+    support::apply(&lab, &manifests, &["shop/client", "shop/server"]);
+    let client = lab.pod("shop/client").unwrap();
+    requests(&client);
+    answers(&client);
+    exchanges(&client);
+}
+
+fn requests(client: &Pod) {
+    let host = "host: server\r\n";
+    // Forms of the target, methods, names and values that are unusual and legal.
+    for (line, expected) in [
+        ("GET http://server/a?b=c HTTP/1.1", "GET /a?b=c HTTP/1.1"),
+        ("OPTIONS * HTTP/1.1", "OPTIONS * HTTP/1.1"),
+        ("PROPFIND /a HTTP/1.1", "PROPFIND /a HTTP/1.1"),
+        ("x-own-method /a HTTP/1.1", "x-own-method /a HTTP/1.1"),
+        (
+            "GET /a%2Fb//c/../d;e=f?x=%00&y=[] HTTP/1.1",
+            "GET /a%2Fb//c/../d;e=f?x=%00&y=[] HTTP/1.1",
+        ),
+    ] {
+        let seen = seen(client, &format!("{line}\r\n{host}\r\n"));
+        assert_eq!(seen["first"], expected);
+        assert_eq!(field(&seen, "host"), ["server"], "{line}");
+    }
+    let odd = "x-empty: \r\nx!#$%&'*+-.^_`|~9: 1\r\nx-twice: a\r\nx-twice: b\r\nx-high: \u{e9}\r\n";
+    let seen_odd = seen(client, &format!("GET / HTTP/1.1\r\n{host}{odd}\r\n"));
+    assert_eq!(field(&seen_odd, "x!#$%&'*+-.^_`|~9"), ["1"]);
+    assert_eq!(field(&seen_odd, "x-twice"), ["a", "b"]);
+    assert_eq!(field(&seen_odd, "x-high"), ["\u{e9}"], "obs-text");
+    // 60 KB of fields.
+    let many: String =
+        (0..60).map(|number| format!("x-{number}: {}\r\n", "v".repeat(1000))).collect();
+    let seen_many = seen(client, &format!("GET / HTTP/1.1\r\n{host}{many}\r\n"));
+    assert_eq!(field(&seen_many, "x-59")[0].len(), 1000);
+    // Bodies: chunked with trailers, chunk extensions, and with a length.
+    let chunked = "transfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n3;e=1\r\nabc\r\n2\r\nde\r\n\
+                   0\r\nx-sum: 5\r\n\r\n";
+    let seen_chunked = seen(client, &format!("POST / HTTP/1.1\r\n{host}{chunked}"));
+    assert_eq!(seen_chunked["body"], "abcde");
+    assert_eq!(seen_chunked["trailers"], json!(["x-sum: 5"]));
+    let old = talk(client, &format!("POST / HTTP/1.0\r\n{host}content-length: 2\r\n\r\nhi"), None);
+    assert!(old.contains("\"body\": \"hi\""), "HTTP/1.0 ends with its answer: {old}");
+}
+
+fn answers(client: &Pod) {
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: server\r\n\r\n");
+    let next = get("/next");
+    let hints = talk(client, &get("/hints"), Some("\r\n\r\nok"));
+    let told: Vec<&str> = hints.lines().filter(|line| line.starts_with("HTTP/1.1 ")).collect();
+    let expected = ["HTTP/1.1 103 Early Hints", "HTTP/1.1 102 Processing", "HTTP/1.1 200 OK"];
+    assert_eq!(told, expected, "{hints}");
+    assert!(hints.starts_with("HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n"), "{hints}");
+    // Answers without a body; the next answer on the connection is the next request's.
+    for path in ["/204", "/304"] {
+        let both = talk(client, &[get(path), next.clone()].concat(), Some("}"));
+        assert!(both.starts_with(&format!("HTTP/1.1 {} ", &path[1..])), "{both}");
+        assert!(both.contains("x-own: 1\r\n") && both.contains("GET /next"), "{both}");
+    }
+    let head = "HEAD / HTTP/1.1\r\nhost: server\r\n\r\n";
+    let both = talk(client, &[head, &next].concat(), Some("}"));
+    assert!(both.contains("content-length: 12345\r\n") && both.contains("GET /next"), "{both}");
+    // Trailers go to a client that says it takes them (RFC 9110 section 6.5.1).
+    let takes = get("/trailers").replace("\r\n\r\n", "\r\nte: trailers\r\nconnection: te\r\n\r\n");
+    let trailers = talk(client, &takes, Some("\r\n0\r\nx-sum: 7\r\n\r\n"));
+    assert!(trailers.contains("3\r\nabc\r\n"), "{trailers}");
+    let cookies = talk(client, &get("/cookies"), Some("b=2"));
+    assert!(cookies.contains("set-cookie: a=1\r\nset-cookie: b=2"), "{cookies}");
+    let end = talk(client, &get("/until-close"), Some("until the end"));
+    assert!(end.starts_with("HTTP/1.1 200 OK"), "{end}");
+    // Cut off: it must not look whole.
+    let cut = talk(client, &get("/cut"), None);
+    assert!(cut.contains("content-length: 100\r\n") && cut.ends_with("only this"), "{cut}");
+}
+
+fn exchanges(client: &Pod) {
+    let host = "host: server\r\n";
+    let pipelined: String =
+        (0..5).map(|number| format!("GET /{number} HTTP/1.1\r\n{host}\r\n")).collect();
+    let last = format!("GET /last HTTP/1.1\r\n{host}connection: close\r\n\r\n");
+    let all = talk(client, &[pipelined, last].concat(), None);
+    let order: Vec<usize> = (0..5)
+        .map(|number| format!("GET /{number} "))
+        .chain(["GET /last ".to_owned()])
+        .map(|first| all.find(&first).unwrap_or_else(|| panic!("{first}: {all}")))
+        .collect();
+    assert!(order.is_sorted(), "answers come in order: {all}");
+    // A client that has said all it will say still gets its answer.
+    let half = json!({"host": "server", "until": null, "half_close": true,
+        "send": format!("GET /half HTTP/1.1\r\n{host}\r\n")});
+    assert!(ask(client, &half).contains("GET /half "));
+    // 100-continue: granted by the server, or refused before the body is sent.
+    let head =
+        format!("POST / HTTP/1.1\r\n{host}expect: 100-continue\r\ncontent-length: 4\r\n\r\n");
+    let granted = json!({"host": "server", "send": head, "until": "}",
+        "then": "body", "then_at": "100 Continue\r\n\r\n"});
+    let answer = ask(client, &granted);
+    assert!(answer.starts_with("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK"), "{answer}");
+    assert!(answer.contains("\"body\": \"body\""), "{answer}");
+    let refused = talk(client, &head.replace("POST /", "POST /refuse"), Some("no!"));
+    assert!(refused.starts_with("HTTP/1.1 417 "), "{refused}");
+}
