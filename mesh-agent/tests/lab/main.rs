@@ -9,6 +9,7 @@ mod config_errors;
 mod enrolment;
 mod envoy;
 mod identity;
+mod outside;
 mod peer_authentication;
 mod reach;
 mod restart;
