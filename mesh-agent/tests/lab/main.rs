@@ -14,6 +14,7 @@ mod peer_authentication;
 mod reach;
 mod restart;
 mod rollout;
+mod sockets;
 mod stalled;
 mod support;
 mod weights;
