@@ -14,12 +14,13 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::options::NodeOptions;
 use super::workers::Workers;
 use crate::capture::{self, PodNet, PodSettings};
 use crate::config;
 use crate::model::{CaptureRules, Snapshot, Workload};
 use crate::proxy::{Command, Shared};
-use crate::tunnel::{LocalPod, LocalPods};
+use crate::tunnel::{LocalPod, LocalPods, Quota};
 
 /// How often the node's cgroups are looked through: a pod's first process may come after its object.
 const SCAN: Duration = Duration::from_millis(200);
@@ -50,6 +51,8 @@ pub(super) struct Enroller {
     leaving: FxHashMap<Arc<str>, Instant>,
     /// Failures already reported, so that a pod that cannot be enrolled is logged once.
     reported: FxHashMap<Arc<str>, String>,
+    /// Quota of each pod.
+    pod_connections: usize,
     /// Told when the pods of the first configuration have been enrolled.
     ready: Option<oneshot::Sender<()>>,
 }
@@ -58,22 +61,22 @@ impl Enroller {
     pub(super) fn new(
         shared: Arc<Shared>,
         workers: Arc<Workers>,
-        node: Arc<str>,
-        cgroup: PathBuf,
-        config_dir: PathBuf,
+        options: &NodeOptions,
+        pod_connections: usize,
         ready: oneshot::Sender<()>,
     ) -> Self {
         Self {
             shared,
             workers,
-            node,
-            cgroup,
-            config_dir,
+            node: options.node_name.as_str().into(),
+            cgroup: options.cgroup.clone(),
+            config_dir: options.config_dir.clone(),
             enrolled: FxHashMap::default(),
             announced: None,
             drained: FxHashMap::default(),
             leaving: FxHashMap::default(),
             reported: FxHashMap::default(),
+            pod_connections,
             ready: Some(ready),
         }
     }
@@ -192,12 +195,18 @@ impl Enroller {
         if !known {
             self.shared.identities.ensure(&workload.identity).await?;
         }
+        // Its connections go on, and count on.
+        let before = self.enrolled.get(&workload.uid).map(|enrolled| &enrolled.pod);
+        let before = before.or_else(|| self.drained.get(&workload.uid));
+        let quota =
+            before.map_or_else(|| Quota::new(self.pod_connections), |pod| pod.quota.clone());
         let pod = Arc::new(LocalPod {
             uid: workload.uid.clone(),
             name: workload.name.to_string().into(),
             identity: workload.identity.clone(),
             ips: workload.ips.clone(),
             net,
+            quota,
         });
         let listeners = match self.shared.capture.enroll(&pod.net, &settings) {
             Ok(listeners) => listeners,

@@ -1,6 +1,7 @@
 //! Wiring: builds every part, owns every task and thread, knows the order of start and drain.
 
 mod enroll;
+mod limits;
 mod node;
 mod older;
 mod options;

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::enroll::Enroller;
+use super::limits;
 use super::options::NodeOptions;
 use super::workers::Workers;
 use crate::admin::AdminSocket;
@@ -31,17 +32,8 @@ use crate::telemetry::Metrics;
 /// use.
 pub async fn run(options: NodeOptions) -> anyhow::Result<()> {
     capture::probe()?;
-    let capture = Capture::start(&CaptureOptions {
-        cgroup: options.cgroup.clone(),
-        pin_dir: options.pin_dir.clone(),
-        sizes: MapSizes {
-            pods: options.max_pods,
-            pending_connections: options.max_pending_connections,
-            admitted_connections: options.max_admitted_connections,
-            exclusions: options.max_exclusions,
-        },
-    })
-    .context("cannot set up capture")?;
+    let descriptors = limits::raise_descriptors()?;
+    let capture = capture(&options)?;
     let identities = Arc::new(identities(&options)?);
     let mut registry = Registry::default();
     let shared = Arc::new(Shared {
@@ -71,9 +63,8 @@ pub async fn run(options: NodeOptions) -> anyhow::Result<()> {
     let enroller = Enroller::new(
         shared.clone(),
         workers.clone(),
-        options.node_name.as_str().into(),
-        options.cgroup.clone(),
-        options.config_dir.clone(),
+        &options,
+        options.max_connections_per_pod.unwrap_or_else(|| limits::connections_per_pod(descriptors)),
         ready,
     );
     tasks.spawn(enroller.run(snapshot, stop.clone()));
@@ -103,6 +94,20 @@ pub async fn run(options: NodeOptions) -> anyhow::Result<()> {
         tokio::task::spawn_blocking(move || workers.stop(limit)).await?;
     }
     Ok(())
+}
+
+fn capture(options: &NodeOptions) -> anyhow::Result<Capture> {
+    Capture::start(&CaptureOptions {
+        cgroup: options.cgroup.clone(),
+        pin_dir: options.pin_dir.clone(),
+        sizes: MapSizes {
+            pods: options.max_pods,
+            pending_connections: options.max_pending_connections,
+            admitted_connections: options.max_admitted_connections,
+            exclusions: options.max_exclusions,
+        },
+    })
+    .context("cannot set up capture")
 }
 
 /// Waits for SIGTERM or SIGINT.

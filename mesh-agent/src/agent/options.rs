@@ -77,6 +77,10 @@ pub struct NodeOptions {
     /// Connections that the agent may be opening towards pods of this node at one moment.
     #[arg(long, default_value_t = 262_144)]
     pub max_admitted_connections: u32,
+    /// Connections that one pod may hold open through the agent, those it makes and those made to
+    /// it; a further one is reset. Without it, half of what the agent's limit of open files allows.
+    #[arg(long)]
+    pub max_connections_per_pod: Option<usize>,
     /// Excluded ports, and excluded address ranges, of all pods of the node.
     #[arg(long, default_value_t = 16_384)]
     pub max_exclusions: u32,

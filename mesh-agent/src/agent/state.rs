@@ -111,6 +111,8 @@ fn captured(shared: &Shared, pin_dir: &str) -> api::Capture {
         counters.insert(format!("worker_{index}_open"), open as u64);
     }
     let pods = shared.pods.load();
+    let refused: usize = pods.by_uid.values().map(|pod| pod.quota.refused()).sum();
+    counters.insert("refused_by_quota".to_owned(), refused as u64);
     api::Capture {
         state: "attached".to_owned(),
         pin_dir: pin_dir.to_owned(),

@@ -26,7 +26,7 @@ const REFUSED: u16 = 400;
 
 /// Serves one plaintext connection.
 pub(super) async fn serve_plaintext(worker: &Rc<Worker>, accepted: Accepted) {
-    let Accepted { pod, stream, peer, _load, .. } = accepted;
+    let Accepted { pod, stream, peer, _load, _permit, .. } = accepted;
     let Ok(mut client) = TcpStream::from_std(stream) else { return };
     // sk_lookup steers without rewriting: the local address is the one that was dialled.
     let Ok(target) = client.local_addr().map(unmapped) else { return };
@@ -68,13 +68,14 @@ pub(super) async fn serve_plaintext(worker: &Rc<Worker>, accepted: Accepted) {
 
 /// Serves one tunnel: every stream in it is a connection to the pod.
 pub(super) async fn serve_tunnel(worker: &Rc<Worker>, accepted: Accepted) {
-    let Accepted { pod, stream, peer, _load, .. } = accepted;
+    let Accepted { pod, stream, peer, _load, _permit, .. } = accepted;
     let Ok(socket) = TcpStream::from_std(stream) else { return };
     let peer = unmapped(peer);
     let Some(credentials) = worker.shared.identities.current(&pod.identity) else {
         tracing::warn!(pod = %pod.name, "no certificate for a pod, tunnel refused");
         return reset_tcp(socket);
     };
+    let Some(handshake) = pod.quota.handshake(&pod.name) else { return reset_tcp(socket) };
     let Some(address) = socket.local_addr().ok().map(|address| unmapped(address).ip()) else {
         return;
     };
@@ -91,6 +92,7 @@ pub(super) async fn serve_tunnel(worker: &Rc<Worker>, accepted: Accepted) {
         address,
         peer_identity,
         shutdown: worker.drain.clone(),
+        handshake,
     };
     if let Err(error) = tunnel::serve(socket, settings, handler).await {
         tracing::info!(pod = %pod.name, %peer, %error, "tunnel refused or broken");
@@ -106,6 +108,10 @@ async fn serve_stream(worker: Rc<Worker>, pod: Arc<LocalPod>, client: IpAddr, in
     if ports::is_mesh(target.port()) {
         return incoming.refuse(REFUSED);
     }
+    let Some(_permit) = pod.quota.connection(&pod.name) else {
+        record.flag(ResponseFlag::UpstreamOverflow);
+        return incoming.refuse(UNREACHABLE);
+    };
     let dialled = worker
         .shared
         .capture

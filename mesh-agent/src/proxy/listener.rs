@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::spread;
 use super::worker::{Command, LoadGuard, Worker};
-use crate::tunnel::LocalPod;
+use crate::tunnel::{LocalPod, Permit};
 
 /// First pause after an `accept` error such as too many open files; doubles up to the second one.
 const BACK_OFF: Duration = Duration::from_millis(10);
@@ -37,6 +37,8 @@ pub struct Accepted {
     pub(super) peer: SocketAddr,
     /// Held for the life of the connection.
     pub(super) _load: LoadGuard,
+    /// Of the pod's quota.
+    pub(super) _permit: Permit,
 }
 
 /// Accepts until `stop`.
@@ -76,19 +78,31 @@ pub(super) async fn accept(
     }
 }
 
+/// Zero linger makes close(2) send RST (tcp(7), SO_LINGER).
+fn refuse(stream: &StdStream) {
+    let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
 /// accept(2): errors of the connection, not of the listener.
 fn gone_before_accept(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
 }
 
 fn give(worker: &Rc<Worker>, pod: &Arc<LocalPod>, kind: Kind, stream: StdStream, peer: SocketAddr) {
+    let Some(permit) = pod.quota.connection(&pod.name) else { return refuse(&stream) };
     let handles = worker.handles();
     let loads = handles.iter().map(|handle| handle.load.load(Ordering::Relaxed));
     let chosen = spread::choose(loads, worker.index);
     let Some(handle) = handles.get(chosen) else { return };
     handle.accepted.fetch_add(1, Ordering::Relaxed);
-    let accepted =
-        Accepted { kind, pod: pod.clone(), stream, peer, _load: LoadGuard::new(&handle.load) };
+    let accepted = Accepted {
+        kind,
+        pod: pod.clone(),
+        stream,
+        peer,
+        _load: LoadGuard::new(&handle.load),
+        _permit: permit,
+    };
     if chosen == worker.index {
         worker.serve(accepted);
     } else {

@@ -62,7 +62,7 @@ impl Facts {
 
 /// Serves one connection.
 pub(super) async fn serve(worker: &Rc<Worker>, accepted: Accepted) {
-    let Accepted { pod, stream, peer, _load, .. } = accepted;
+    let Accepted { pod, stream, peer, _load, _permit, .. } = accepted;
     let Some(target) = worker.shared.capture.original_destination(&stream) else {
         // Somebody dialled the agent's own port: there is nowhere to go.
         tracing::debug!(pod = %pod.name, %peer, "connection without an original destination");

@@ -11,6 +11,7 @@ mod client;
 mod connection;
 mod error;
 mod pool;
+mod quota;
 mod server;
 mod stream;
 mod tls;
@@ -27,6 +28,7 @@ use crate::model::SpiffeId;
 pub use client::ClientTls;
 pub use error::TunnelError;
 pub use pool::{Pool, PoolKey};
+pub use quota::{Permit, Quota};
 pub use server::{Incoming, ServerSettings, serve};
 pub use stream::TunnelStream;
 pub use upstream::{

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::HANDSHAKE_TIMEOUT;
 use super::connection::{Driver, Shared};
+use super::quota::Permit;
 use super::stream::TunnelStream;
 use super::tls::TlsSocket;
 use super::wire::{ConnectHead, Role, Wire};
@@ -20,7 +21,6 @@ use super::{PeerIdentity, TunnelError};
 use crate::model::SpiffeId;
 
 /// How a pod's tunnel listener serves.
-#[derive(Clone)]
 pub struct ServerSettings {
     /// The pod's certificate, client certificates required, ALPN `h2`, TLS 1.3.
     pub tls: Arc<ServerConfig>,
@@ -30,6 +30,8 @@ pub struct ServerSettings {
     pub peer_identity: PeerIdentity,
     /// Cancelled when connections should end gracefully: GOAWAY, then the streams' own end.
     pub shutdown: CancellationToken,
+    /// Held until the handshake is over.
+    pub handshake: Permit,
 }
 
 /// A stream that the peer asks for. Dropping it resets the stream.
@@ -73,7 +75,7 @@ pub async fn serve(
     mut handler: impl FnMut(Incoming),
 ) -> Result<(), TunnelError> {
     let failed = |error| TunnelError::Handshake(Arc::new(error));
-    let ServerSettings { tls, address, peer_identity, shutdown } = settings;
+    let ServerSettings { tls, address, peer_identity, shutdown, handshake } = settings;
     let connection = ServerConnection::new(tls).map_err(|error| failed(io::Error::other(error)))?;
     let mut io = TlsSocket::new(socket, connection.into()).map_err(failed)?;
     let mut wire = Wire::new(Role::Server);
@@ -81,6 +83,7 @@ pub async fn serve(
         Ok(result) => result.map_err(failed)?,
         Err(_) => return Err(TunnelError::HandshakeTimeout),
     }
+    drop(handshake);
     let peer = io.tls.peer_certificates().and_then(peer_identity).ok_or(TunnelError::NoIdentity)?;
     let on_request =
         |mut stream: TunnelStream, head: ConnectHead| match own_address(&head.authority, address) {

@@ -19,6 +19,7 @@ use rustc_hash::FxHashMap;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::quota::Quota;
 use super::{ClientTls, ConnectHead, Pool, PoolKey, TunnelError, TunnelStream};
 use crate::balance::Draws;
 use crate::capture::{Capture, PodNet};
@@ -38,6 +39,8 @@ pub struct LocalPod {
     pub ips: Vec<IpAddr>,
     /// Its network namespace.
     pub net: PodNet,
+    /// What it may hold of this agent.
+    pub quota: Arc<Quota>,
 }
 
 impl LocalPod {

@@ -11,6 +11,7 @@ mod envoy;
 mod identity;
 mod outside;
 mod peer_authentication;
+mod quota;
 mod reach;
 mod restart;
 mod rollout;

@@ -124,18 +124,21 @@ impl Mesh {
         let shutdown = CancellationToken::new();
         let listener = TcpListener::bind((LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let settings = ServerSettings {
-            tls: ca.server(&id("server")),
-            address: LOCALHOST,
-            peer_identity,
-            shutdown: shutdown.clone(),
-        };
+        let (tls, end) = (ca.server(&id("server")), shutdown.clone());
+        let quota = super::Quota::new(1);
         let served = Rc::new(RefCell::new(Vec::new()));
         let (results, tasks, handler) = (Rc::clone(&served), tracker.clone(), Rc::new(handler));
         tracker.spawn_local(async move {
             loop {
                 let (socket, _) = listener.accept().await.unwrap();
-                let (settings, handler) = (settings.clone(), Rc::clone(&handler));
+                let settings = ServerSettings {
+                    tls: tls.clone(),
+                    address: LOCALHOST,
+                    peer_identity,
+                    shutdown: end.clone(),
+                    handshake: quota.handshake("test").unwrap(),
+                };
+                let handler = Rc::clone(&handler);
                 let (streams, results) = (tasks.clone(), Rc::clone(&results));
                 tasks.spawn_local(async move {
                     let ended = serve(socket, settings, |incoming| {
