@@ -179,18 +179,7 @@ ports: [{{ name: https, port: 8443, protocol: TCP }}]
     lab.wait_all_ready().unwrap();
     let pods = [lab.pod("shop/client").unwrap(), lab.pod("outside/stranger").unwrap()];
 
-    // The API server, and HTTPS elsewhere: the server's certificate, the client's name for it.
-    let trust = ["--cacert", &external.certificate];
-    for pod in &pods {
-        let api = outcome(pod, &[&trust[..], &["https://kubernetes.default.svc/"]].concat());
-        assert_eq!(api, "own kubernetes.default.svc 0", "{}", pod.name);
-        for v4 in [true, false] {
-            let to = format!("external.example:8443:{}", external.address(v4));
-            let url = "https://external.example:8443/";
-            let seen = outcome(pod, &[&trust[..], &["--resolve", &to, url]].concat());
-            assert_eq!(seen, "own external.example 0", "{}", pod.name);
-        }
-    }
+    https(&pods, &external);
 
     let mut same: Vec<(String, &str)> = ["plain.outside", "hosted.shop", "alias.outside"]
         .iter()
@@ -211,18 +200,7 @@ ports: [{{ name: https, port: 8443, protocol: TCP }}]
             assert_eq!(outcome(pod, &words), *expected, "{}: {arguments}", pod.name);
         }
     }
-    // Through a node port the server sees a node's address, whoever asks; kube-proxy's choice.
-    for node in lab.nodes() {
-        for ip in lab.node_addresses(&node).unwrap() {
-            let url = format!("http://{}/", SocketAddr::new(ip, 30080));
-            let seen = pods.each_ref().map(|pod| outcome(pod, &[&url]));
-            assert!(seen[0].ends_with(" 0") && seen[0] == seen[1], "{url}: {seen:?}");
-        }
-    }
-    for url in ["http://203.0.113.7/", "http://203.0.113.8/"] {
-        let seen = pods.each_ref().map(|pod| outcome(pod, &[url]));
-        assert!(seen.iter().all(|text| text.ends_with(" 0")), "{url}: {seen:?}");
-    }
+    exposed(&lab, &pods);
     // From outside, and from the host's network, into the mesh.
     let node = lab.node_addresses("node1").unwrap()[0];
     let url = format!("http://{node}:30081/");
@@ -237,6 +215,37 @@ ports: [{{ name: https, port: 8443, protocol: TCP }}]
     itself(&lab);
     happy_eyeballs(&pods[0], &external);
     exclusions(&lab, &far);
+}
+
+fn https(pods: &[Pod; 2], external: &External) {
+    // The API server, and HTTPS elsewhere: the server's certificate, the client's name for it.
+    let trust = ["--cacert", &external.certificate];
+    for pod in pods {
+        let api = outcome(pod, &[&trust[..], &["https://kubernetes.default.svc/"]].concat());
+        assert_eq!(api, "own kubernetes.default.svc 0", "{}", pod.name);
+        for v4 in [true, false] {
+            let to = format!("external.example:8443:{}", external.address(v4));
+            let url = "https://external.example:8443/";
+            let seen = outcome(pod, &[&trust[..], &["--resolve", &to, url]].concat());
+            assert_eq!(seen, "own external.example 0", "{}", pod.name);
+        }
+    }
+}
+
+/// Node ports, external and load balancer addresses.
+fn exposed(lab: &Lab, pods: &[Pod; 2]) {
+    // Through a node port the server sees a node's address, whoever asks; kube-proxy's choice.
+    for node in lab.nodes() {
+        for ip in lab.node_addresses(&node).unwrap() {
+            let url = format!("http://{}/", SocketAddr::new(ip, 30080));
+            let seen = pods.each_ref().map(|pod| outcome(pod, &[&url]));
+            assert!(seen[0].ends_with(" 0") && seen[0] == seen[1], "{url}: {seen:?}");
+        }
+    }
+    for url in ["http://203.0.113.7/", "http://203.0.113.8/"] {
+        let seen = pods.each_ref().map(|pod| outcome(pod, &[url]));
+        assert!(seen.iter().all(|text| text.ends_with(" 0")), "{url}: {seen:?}");
+    }
 }
 
 /// A pod's own loopback, own address, and own Service.
