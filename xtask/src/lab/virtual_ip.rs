@@ -63,6 +63,14 @@ impl Rules {
                      meta mark set meta mark or {MASQUERADE} goto {chain}"
                 );
             }
+            // Whoever answers must do so through this node (kube-proxy's default policy, Cluster).
+            for external in external_ips(service).filter(|one| one.is_ipv6() == ip.is_ipv6()) {
+                let _ = writeln!(
+                    self.services,
+                    "        {family} daddr {external} {protocol} dport {number} \
+                     meta mark set meta mark or {MASQUERADE} goto {chain}"
+                );
+            }
         }
     }
 
@@ -123,6 +131,14 @@ impl Rules {
     }
 }
 
+/// `spec.externalIPs`, and the addresses that a load balancer has got.
+fn external_ips(service: &Value) -> impl Iterator<Item = IpAddr> {
+    let balanced = list_at(service, "/status/loadBalancer/ingress");
+    let balanced = balanced.iter().filter_map(|one| text_at(one, "/ip"));
+    let external = list_at(service, "/spec/externalIPs").iter().filter_map(Value::as_str);
+    external.chain(balanced).filter_map(|ip| ip.parse().ok())
+}
+
 fn family(ip: IpAddr) -> &'static str {
     if ip.is_ipv6() { "ip6" } else { "ip" }
 }
@@ -166,7 +182,9 @@ mod tests {
                 "clusterIPs": [ip],
                 "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30_000}]}})
         };
-        let web = service("web", "10.101.128.20");
+        let mut web = service("web", "10.101.128.20");
+        web["spec"]["externalIPs"] = json!(["203.0.113.7", "2001:db8::7"]);
+        web["status"] = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.8"}]}});
         let gone = service("gone", "fd00::14");
         let slice = json!({"metadata": {"namespace": "shop", "labels": {SERVICE_NAME: "web"}},
             "endpoints": [
@@ -180,10 +198,13 @@ mod tests {
             "numgen random mod 2 vmap { 0 : goto endpoint-1, 1 : goto endpoint-2 }",
             "meta l4proto tcp dnat ip to 10.101.2.2:8080",
             "fib daddr type local tcp dport 30000 meta mark set meta mark or 0x4000 goto draw-3",
+            "ip daddr 203.0.113.7 tcp dport 80 meta mark set meta mark or 0x4000 goto draw-3",
+            "ip daddr 203.0.113.8 tcp dport 80 meta mark set meta mark or 0x4000 goto draw-3",
             "ip6 daddr fd00::14 tcp dport 80 reject with tcp reset",
         ] {
             assert!(rules.contains(line), "{line} is not in\n{rules}");
         }
         assert!(!rules.contains("10.101.1.3"), "{rules}");
+        assert!(!rules.contains("2001:db8::7"), "no endpoint of that family: {rules}");
     }
 }
