@@ -2,7 +2,8 @@
 //!
 //! Invariant: a request whose bytes may have reached an endpoint is sent again only if it has no
 //! body, its method is idempotent, and the connection was an old one (it may have been closed while
-//! the request was on its way: RFC 9110 §9.2.2). Choice of endpoint and retries: `outbound`.
+//! the request was on its way: RFC 9110 §9.2.2), or if the endpoint says that it has not begun with it
+//! (RFC 9113 §8.7). Choice of endpoint and retries: `outbound`.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -133,6 +134,7 @@ impl<C: Connect> Client<C> {
                 Err(error) => return Err(SendError::Connect(error, Box::new(request))),
             };
             let Http2 { sender, load } = &connection;
+            let copy = twin(&request);
             let exchange =
                 http2::exchange(sender, request, &self.tasks, &guard.abandoned, early).await;
             match exchange {
@@ -143,9 +145,13 @@ impl<C: Connect> Client<C> {
                     request = *unsent;
                 }
                 Err(StreamError::Unsent(_)) => return Err(SendError::Failed(HttpError::Closed)),
-                Err(StreamError::Failed(error)) => {
-                    return Err(SendError::Failed(HttpError::from(&error)));
-                }
+                Err(StreamError::Failed(error)) => match copy {
+                    Some(copy) if tries < OLD_CONNECTIONS && http2::untouched(&error) => {
+                        load.closed.set(load.closed.get() || error.is_go_away());
+                        request = copy;
+                    }
+                    _ => return Err(SendError::Failed(HttpError::from(&error))),
+                },
             }
             tries += 1;
         }
@@ -259,9 +265,11 @@ fn listen(request: &mut Request<RequestBody>, early: &Early) {
 
 /// A copy to send once more, if that does no harm.
 fn copy_of(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
-    if !request.method().is_idempotent() {
-        return None;
-    }
+    if request.method().is_idempotent() { twin(request) } else { None }
+}
+
+/// The same request again, if it has no body.
+fn twin(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     let mut copy = Request::new(request.body().again()?);
     request.method().clone_into(copy.method_mut());
     request.uri().clone_into(copy.uri_mut());

@@ -222,6 +222,14 @@ pub(super) async fn exchange(
     head.await.map(MapBody::map_body).map_err(StreamError::Failed)
 }
 
+/// Whether the endpoint says that it has not begun with the stream: refused, or after the last one
+/// that a connection which ends will serve. Then any request may be sent again (RFC 9113 §8.7).
+pub(super) fn untouched(error: &h2::Error) -> bool {
+    let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
+    let after_last = error.is_go_away() && error.reason() == Some(Reason::NO_ERROR);
+    error.is_remote() && (refused || after_last)
+}
+
 // === both ===
 
 /// Sends a body as fast as the peer gives credit. A body that breaks off resets the stream; a

@@ -390,3 +390,46 @@ fn redirects_direct_responses_and_header_operations() {
         assert_eq!(head.headers["x-envoy-original-path"], "/api/users?q=1");
     });
 }
+
+/// Refuses the first stream of its connection, or ends the connection before it, then serves.
+fn http2_that_refuses_first(world: &World, go_away: bool) {
+    let connections = Rc::new(std::cell::Cell::new(0));
+    let handler = move |io: DuplexStream| {
+        let connections = Rc::clone(&connections);
+        async move {
+            connections.set(connections.get() + 1);
+            let mut connection = h2::server::handshake(io).await.unwrap();
+            let mut first = connections.get() == 1;
+            if first && go_away {
+                // GOAWAY names the last stream that will be served: none.
+                connection.abrupt_shutdown(h2::Reason::NO_ERROR);
+            }
+            while let Some(Ok((_, mut reply))) = connection.accept().await {
+                if std::mem::take(&mut first) {
+                    reply.send_reset(h2::Reason::REFUSED_STREAM);
+                } else {
+                    let mut stream = reply.send_response(Response::new(()), false).unwrap();
+                    stream.send_data(Bytes::from("ok"), true).unwrap();
+                }
+            }
+        }
+    };
+    world.listen(A, raw(handler));
+}
+
+#[test]
+fn what_an_http2_endpoint_has_not_begun_with_is_sent_again() {
+    for (go_away, method) in [(false, "GET"), (false, "POST"), (true, "POST")] {
+        run(async {
+            let endpoints = vec![endpoint(A, "v1")];
+            let web = service(("shop", "web"), "10.96.0.1", (80, Protocol::Http2), endpoints);
+            let world = World::new(snapshot(&[client()], vec![web], vec![], vec![]));
+            http2_that_refuses_first(&world, go_away);
+            let request = Request::builder().method(method).uri("/").header("host", "web");
+            let request = request.body(full("")).unwrap();
+            let response = world.http1(VIP).await.send_request(request).await.unwrap();
+            assert_eq!(response.status(), 200, "{method}, GOAWAY: {go_away}");
+            assert_eq!(text(response).await, "ok");
+        });
+    }
+}
