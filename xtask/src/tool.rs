@@ -32,6 +32,14 @@ pub fn find(program: &str) -> Option<PathBuf> {
     )
 }
 
+/// The same of a program that set-up installs.
+///
+/// # Errors
+/// It is not there.
+pub fn installed(program: &str) -> anyhow::Result<PathBuf> {
+    find(program).with_context(|| format!("{program} is not installed: run `cargo xtask setup`"))
+}
+
 /// Where `cargo install` puts programs.
 #[must_use]
 pub fn cargo_bin() -> Option<PathBuf> {

@@ -34,8 +34,6 @@ struct Job {
     count_header: Option<HeaderName>,
     /// Whether bodies are only counted.
     discard: bool,
-    /// Whether requests are due at fixed instants.
-    timed: bool,
 }
 
 /// What counts of an answer.
@@ -119,7 +117,6 @@ fn prepare(args: HttpArgs, start: Instant) -> anyhow::Result<Job> {
         grpc: args.grpc,
         count_header: args.count_header,
         discard: args.discard,
-        timed: args.rate.is_some(),
     })
 }
 
@@ -134,7 +131,7 @@ fn message(content: &[u8]) -> anyhow::Result<Bytes> {
 
 async fn work(job: Arc<Job>, mut link: Link) -> anyhow::Result<Counts> {
     let mut counts = Counts::new();
-    let mut timer = job.timed.then(Timer::new).transpose()?;
+    let mut timer = job.schedule.is_paced().then(Timer::new).transpose()?;
     while let Some(due) = job.schedule.take(Instant::now()) {
         if let Some(timer) = &mut timer {
             timer.wait(due.saturating_duration_since(Instant::now())).await?;

@@ -31,6 +31,11 @@ impl Schedule {
         Self { start, next: AtomicU64::new(0), limit, length, rate, stopped }
     }
 
+    /// Whether requests are due at fixed instants.
+    pub(super) fn is_paced(&self) -> bool {
+        self.rate.is_some()
+    }
+
     /// No request is due from now on.
     pub(super) fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);

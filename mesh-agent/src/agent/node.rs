@@ -1,6 +1,7 @@
 //! `mesh-agent node`: start, serve, drain.
 
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -77,12 +78,14 @@ pub async fn run(options: NodeOptions) -> anyhow::Result<()> {
             tracing::error!(%error, "admin interface ended");
         }
     }));
+    // One and the same to the end: a signal that comes between two of them would be lost.
+    let mut stopped = pin!(stopped());
     tokio::select! {
-        stopped = stopped() => stopped?,
+        stopped = &mut stopped => stopped?,
         // Not before: the one who replaces an agent ends the old one then.
         Ok(()) = is_ready => {
             tracing::info!(node = options.node_name, workers = options.workers, "agent ready");
-            stopped().await?;
+            stopped.await?;
         }
     }
     tracing::info!("agent stopping");

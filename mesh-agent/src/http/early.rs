@@ -63,17 +63,20 @@ impl Early {
         match gate {
             Some(gate) if status == StatusCode::CONTINUE => {
                 gate.open();
-                // An HTTP/1 client is told by hyper, when the body is first read.
-                if self.0.tells_continue {
-                    self.put(status, headers);
-                }
+                self.tell_continue();
             }
             _ => self.put(status, headers),
         }
     }
 
-    /// One for the client.
-    pub(super) fn put(&self, status: StatusCode, headers: &HeaderMap) {
+    /// The body may come. An HTTP/1 client is told by hyper, when the body is first read.
+    pub(super) fn tell_continue(&self) {
+        if self.0.tells_continue {
+            self.put(StatusCode::CONTINUE, &HeaderMap::new());
+        }
+    }
+
+    fn put(&self, status: StatusCode, headers: &HeaderMap) {
         let mut headers = headers.clone();
         headers::strip_hop_by_hop(&mut headers, false);
         let mut heads = self.heads();

@@ -10,7 +10,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::server::SendResponse;
-use h2::{Reason, RecvStream, SendStream};
+use h2::{Reason, SendStream};
 use http::header::{CONTENT_LENGTH, DATE};
 use http::{HeaderValue, Method, Request, Response};
 use http_body::Body;
@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use super::body::{BodyError, RequestBody, ResponseBody};
 use super::connect::ByteStream;
 use super::early::Early;
-use super::incoming::{Incoming, StreamBody};
+use super::incoming::Incoming;
 
 /// Credit of one stream: what a stream that is not read may hold in memory.
 pub(super) const STREAM_WINDOW: u32 = 256 * 1024;
@@ -74,29 +74,10 @@ where
         let (request, reply) = accepted?;
         let early = Early::of_stream();
         let head = request.method() == Method::HEAD;
-        let request = request.map_body();
+        let (parts, stream) = request.into_parts();
+        let body = Incoming::of_stream(stream, &parts.headers);
+        let request = Request::from_parts(parts, body);
         tasks.spawn_local(answer(respond(request, early.clone()), early, reply, head));
-    }
-}
-
-/// Puts a body on what `h2` gives.
-trait MapBody<T> {
-    fn map_body(self) -> T;
-}
-
-impl MapBody<Request<Incoming>> for Request<RecvStream> {
-    fn map_body(self) -> Request<Incoming> {
-        let (head, stream) = self.into_parts();
-        let body = StreamBody::new(stream, &head.headers);
-        Request::from_parts(head, Incoming::Http2(body))
-    }
-}
-
-impl MapBody<Response<Incoming>> for Response<RecvStream> {
-    fn map_body(self) -> Response<Incoming> {
-        let (head, stream) = self.into_parts();
-        let body = StreamBody::new(stream, &head.headers);
-        Response::from_parts(head, Incoming::Http2(body))
     }
 }
 
@@ -219,7 +200,9 @@ pub(super) async fn exchange(
         }
         Pin::<&mut ResponseFuture>::new(&mut response).poll(cx)
     });
-    head.await.map(MapBody::map_body).map_err(StreamError::Failed)
+    let (parts, stream) = head.await.map_err(StreamError::Failed)?.into_parts();
+    let body = Incoming::of_stream(stream, &parts.headers);
+    Ok(Response::from_parts(parts, body))
 }
 
 /// Whether the endpoint says that it has not begun with the stream: refused, or after the last one

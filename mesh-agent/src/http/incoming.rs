@@ -46,12 +46,12 @@ impl IncomingError {
     }
 }
 
-impl StreamBody {
-    /// The body behind a head with these headers.
-    pub(super) fn new(stream: RecvStream, headers: &http::HeaderMap) -> Self {
+impl Incoming {
+    /// The body of an HTTP/2 stream behind a head with these headers.
+    pub(super) fn of_stream(stream: RecvStream, headers: &http::HeaderMap) -> Self {
         let length = headers.get(http::header::CONTENT_LENGTH);
         let left = length.and_then(|length| length.to_str().ok()?.parse().ok());
-        Self { stream, left, data_ended: false }
+        Self::Http2(StreamBody { stream, left, data_ended: false })
     }
 }
 

@@ -104,8 +104,8 @@ pub(super) async fn respond<C: Connect>(
         Decision::Redirect(location, code, ops) => reply::redirect(&location, code, ops, record),
         Decision::Direct(direct, ops) => reply::direct(direct, ops, record),
         Decision::Forward(plan) => {
-            let early = (parts.version != Version::HTTP_10).then_some(early);
-            let early = &early.cloned().unwrap_or_default();
+            // HTTP/1.0 has none: nobody takes them.
+            let early = if parts.version == Version::HTTP_10 { &Early::default() } else { early };
             let flow = Flow { engine, connection, live: &live, plan: &plan, switch, grpc, early };
             flow.forward(parts, authority, body, record).await
         }
@@ -232,9 +232,7 @@ impl<C: Connect> Flow<'_, C> {
         }
         if self.plan.version == HttpVersion::Http2 {
             parts.headers.remove(EXPECT);
-            if self.connection.version == HttpVersion::Http2 {
-                self.early.put(StatusCode::CONTINUE, &HeaderMap::new());
-            }
+            self.early.tell_continue();
             return None;
         }
         Some(Arc::default())

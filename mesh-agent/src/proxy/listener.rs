@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::spread;
 use super::worker::{Command, LoadGuard, Worker};
-use crate::tunnel::{LocalPod, Permit};
+use crate::tunnel::{LocalPod, Permit, reset_tcp};
 
 /// First pause after an `accept` error such as too many open files; doubles up to the second one.
 const BACK_OFF: Duration = Duration::from_millis(10);
@@ -78,18 +78,13 @@ pub(super) async fn accept(
     }
 }
 
-/// Zero linger makes close(2) send RST (tcp(7), SO_LINGER).
-fn refuse(stream: &StdStream) {
-    let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
-}
-
 /// accept(2): errors of the connection, not of the listener.
 fn gone_before_accept(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
 }
 
 fn give(worker: &Rc<Worker>, pod: &Arc<LocalPod>, kind: Kind, stream: StdStream, peer: SocketAddr) {
-    let Some(permit) = pod.quota.connection(&pod.name) else { return refuse(&stream) };
+    let Some(permit) = pod.quota.connection(&pod.name) else { return reset_tcp(stream) };
     let handles = worker.handles();
     let loads = handles.iter().map(|handle| handle.load.load(Ordering::Relaxed));
     let chosen = spread::choose(loads, worker.index);

@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -307,7 +308,7 @@ impl UpstreamIo {
 }
 
 /// Closes a socket with a reset instead of an orderly end.
-pub fn reset_tcp(stream: TcpStream) {
+pub fn reset_tcp(stream: impl AsFd) {
     // Zero linger makes close(2) send RST (tcp(7), SO_LINGER); failure leaves an orderly close.
     let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
     drop(stream);

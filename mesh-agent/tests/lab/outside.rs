@@ -2,11 +2,11 @@
 //! does, with the same source address.
 
 use std::net::{IpAddr, SocketAddr};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
-use xtask::lab::{Lab, Pod};
+use xtask::lab::{Conversation, Lab, Pod};
 
-use crate::support::{self, SHOP, SHOP_PODS};
+use crate::support::{self, SHOP, SHOP_PODS, STRICT, of_family};
 
 /// Servers that are not in the mesh, and every kind of Service that leads to some server.
 const OUTSIDE: &str = r#"
@@ -92,14 +92,13 @@ while True:
 
 /// A TLS server outside the cluster. Dropped, it ends.
 struct External {
-    server: Child,
+    _server: Conversation,
     addresses: Vec<IpAddr>,
     certificate: String,
 }
 
 impl External {
     fn start(lab: &Lab) -> Self {
-        use std::io::BufRead as _;
         let addresses = lab.outside(&["hostname", "-I"]).unwrap().output().unwrap();
         let addresses = String::from_utf8_lossy(&addresses.stdout).into_owned();
         let addresses = addresses.split_whitespace().map(|ip| ip.parse().unwrap()).collect();
@@ -114,29 +113,15 @@ impl External {
             .expect("openssl starts");
         assert!(made.status.success(), "{made:?}");
         let mut command = lab.outside(&["python3", "-c", TLS_SERVER, &certificate, &key]).unwrap();
-        let mut server = command.stdout(Stdio::piped()).spawn().expect("python starts");
-        let mut line = String::new();
-        std::io::BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line.trim(), "ready");
-        Self { server, addresses, certificate }
+        let mut server = Conversation::start(&mut command).expect("python starts");
+        assert_eq!(server.line().unwrap(), "ready");
+        Self { _server: server, addresses, certificate }
     }
 
     fn address(&self, v4: bool) -> IpAddr {
         let global = |ip: &&IpAddr| ip.is_ipv4() == v4;
         *self.addresses.iter().find(global).expect("both families")
     }
-}
-
-impl Drop for External {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.server.kill();
-        let _ = self.server.wait();
-    }
-}
-
-fn of_family(pod: &Pod, v4: bool) -> IpAddr {
-    *pod.ips.iter().find(|ip| ip.is_ipv4() == v4).expect("both families")
 }
 
 /// What `curl ARGUMENTS` in the pod gives: its own address as `own`, exit status at the end. Of an
@@ -290,9 +275,7 @@ with socket.socket() as s:
 /// Exclusions by annotation, also changed while the pod runs: with STRICT, what is excluded is
 /// plaintext and refused.
 fn exclusions(lab: &Lab, far: &Pod) {
-    let strict = "kind: PeerAuthentication\napiVersion: security.istio.io/v1\nmetadata: \
-                  { name: default, namespace: shop }\nspec: { mtls: { mode: STRICT } }\n";
-    lab.apply(strict).unwrap();
+    lab.apply(STRICT).unwrap();
     let client = lab.pod("shop/client").unwrap();
     let url = format!("http://{}/", SocketAddr::new(of_family(far, true), 8080));
     let asks = || outcome(&client, &[&url]) == "own 0";

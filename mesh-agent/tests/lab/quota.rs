@@ -5,17 +5,6 @@ use serde_json::Value;
 
 use crate::support::{self, SHOP, SHOP_PODS};
 
-/// Another client on the same node, and so the same agent.
-const SECOND: &str = r#"
-kind: Pod
-apiVersion: v1
-metadata: { name: client2, namespace: shop }
-spec:
-  nodeName: node1
-  serviceAccountName: client
-  containers: [{ name: main, image: curlimages/curl, command: [sleep, infinity] }]
-"#;
-
 /// Opens connections to a tunnel port, says nothing on them, and tells when all are open.
 const HALF_HANDSHAKES: &str = r#"
 import socket, sys
@@ -43,7 +32,9 @@ fn a_pod_at_its_limit_is_refused_and_its_neighbour_is_not() {
     let limit = ["--max-connections-per-pod", "150"];
     let Some(lab) = support::lab_with(2, &limit) else { return };
     let all = [SHOP_PODS, &["shop/client2"]].concat();
-    support::apply(&lab, &[SHOP, "---", SECOND].join("\n"), &all);
+    // Another client of the same agent.
+    let second = support::client("client2", "node1");
+    support::apply(&lab, &[SHOP, "---", &second].join("\n"), &all);
     let greedy = lab.pod("shop/client").unwrap();
     let neighbour = lab.pod("shop/client2").unwrap();
     let idle = ["malha-load", "tcp", "idle", "--connections", "400", "--hold", "600", "near:9000"];

@@ -16,8 +16,7 @@ fn resolve(pod: &Pod, name: &str, family: &str) -> IpAddr {
 }
 
 fn of_family(pod: &Pod, family: &str) -> IpAddr {
-    let wanted = family == "v4";
-    *pod.ips.iter().find(|ip| ip.is_ipv4() == wanted).expect("both families")
+    support::of_family(pod, family == "v4")
 }
 
 fn url(ip: IpAddr, port: u16) -> String {

@@ -1,12 +1,9 @@
 //! An application is replaced, and servers close connections as servers do, while clients ask:
 //! nothing fails.
 
-use std::process::Child;
-
-use serde_json::Value;
 use xtask::lab::{Lab, Pod};
 
-use crate::support::{self, SHOP};
+use crate::support::{self, Load, SHOP};
 
 /// Servers that keep on serving for two seconds after they are told to end, as a `preStop` hook or
 /// the application itself has it where people care; clients on both nodes.
@@ -41,34 +38,7 @@ spec:
     - { name: http, port: 80, targetPort: 8080 }
     - { name: http2, port: 81, targetPort: 8080 }
     - { name: tcp-http, port: 82, targetPort: 8080 }
----
-kind: Pod
-apiVersion: v1
-metadata: { name: client2, namespace: shop }
-spec:
-  nodeName: node2
-  serviceAccountName: client
-  containers: [{ name: main, image: curlimages/curl, command: [sleep, infinity] }]
 "#;
-
-/// Requests until the returned process's standard input ends.
-fn load(client: &Pod, words: &[&str]) -> Child {
-    let words = [&["malha-load", "http", "--until-eof", "--timeout-ms", "60000"], words].concat();
-    let mut command = client.command(&words).expect("the pod runs");
-    command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
-    command.spawn().expect("the load starts")
-}
-
-/// Ends a load; its report, in which nothing has failed.
-fn assert_whole(what: &str, child: Child) -> Value {
-    // `wait_with_output` closes its standard input first.
-    let output = child.wait_with_output().expect("the load ends");
-    let report: Value = serde_json::from_slice(&output.stdout).expect("the load's report");
-    let statuses = report["statuses"].as_object().expect("statuses");
-    assert_eq!(statuses.keys().collect::<Vec<_>>(), ["200"], "{what}: {report}");
-    assert_eq!(report["failed"], 0, "{what}: {report}");
-    report
-}
 
 fn wait_rolled(lab: &Lab, old: &[Pod]) {
     old.iter().for_each(|pod| lab.wait_gone(pod).expect("the old pods go"));
@@ -78,7 +48,8 @@ fn wait_rolled(lab: &Lab, old: &[Pod]) {
 #[test]
 fn a_deployment_is_replaced_under_load_without_a_failed_request() {
     let Some(lab) = support::lab(2) else { return };
-    support::apply(&lab, &[SHOP, "---", WEB].join("\n"), &["shop/client", "shop/client2"]);
+    let manifests = [SHOP, WEB, &support::client("client2", "node2")].join("\n---\n");
+    support::apply(&lab, &manifests, &["shop/client", "shop/client2"]);
     lab.wait_ready("shop/web").expect("the pods run");
     lab.pods_of("shop/web").iter().for_each(|pod| lab.wait_enrolled(pod).unwrap());
     let clients = ["shop/client", "shop/client2"].map(|name| lab.pod(name).unwrap());
@@ -91,23 +62,18 @@ fn a_deployment_is_replaced_under_load_without_a_failed_request() {
         ("HTTP/2", &["--rate", "25", "--concurrency", "8", "--http2", "http://web:81/?size=1000"]),
         ("TCP", &["--rate", "25", "--concurrency", "8", "--new-connections", "http://web:82/"]),
     ];
-    let loads: Vec<(String, Child)> = clients
-        .iter()
-        .flat_map(|client| {
-            kinds
-                .iter()
-                .map(|(name, words)| (format!("{name} of {}", client.name), load(client, words)))
-        })
-        .collect();
+    let start = |client: &Pod, (name, words): (&str, &[&str])| {
+        Load::start(format!("{name} of {}", client.name), client, words)
+    };
+    let loads: Vec<Load> =
+        clients.iter().flat_map(|client| kinds.map(|kind| start(client, kind))).collect();
     for version in ["two", "three"] {
         let old = lab.pods_of("shop/web");
         lab.apply(&WEB.replace("value: \"one\"", &format!("value: \"{version}\""))).unwrap();
         wait_rolled(&lab, &old);
     }
-    for (name, child) in loads {
-        let report = assert_whole(&name, child);
-        assert!(report["succeeded"].as_u64().unwrap() > 100, "{name}: {report}");
-    }
+    let failed: String = loads.into_iter().filter_map(|load| load.finish(100).err()).collect();
+    assert_eq!(failed, "");
 }
 
 /// A server that closes a connection when it has idled for a second, and after each seven requests.
@@ -150,12 +116,13 @@ fn a_server_that_closes_idle_connections_fails_no_request() {
     support::apply(&lab, &[SHOP, "---", HASTY].join("\n"), &["shop/client", "shop/hasty"]);
     let client = lab.pod("shop/client").unwrap();
     // Each connection's turn comes again just as the server closes it.
-    let child = load(&client, &["--rate", "16", "--concurrency", "16", "http://hasty/"]);
+    let idle = ["--rate", "16", "--concurrency", "16", "http://hasty/"];
+    let idle = Load::start("idle connections", &client, &idle);
     // And in between those that are used up to the last request.
-    let busy = load(&client, &["--rate", "200", "--concurrency", "4", "http://hasty/"]);
+    let busy = ["--rate", "200", "--concurrency", "4", "http://hasty/"];
+    let busy = Load::start("used-up connections", &client, &busy);
     #[expect(clippy::disallowed_methods, reason = "lets traffic flow for several idle times")]
     std::thread::sleep(std::time::Duration::from_secs(8));
-    let report = assert_whole("idle connections", child);
-    assert!(report["succeeded"].as_u64().unwrap() > 80, "{report}");
-    assert_whole("used-up connections", busy);
+    assert_eq!(idle.finish(80), Ok(()));
+    assert_eq!(busy.finish(0), Ok(()));
 }

@@ -8,14 +8,7 @@ use std::process::{Command, Stdio};
 
 use xtask::lab::{Lab, Pod};
 
-use crate::support::{self, SHOP, SHOP_PODS};
-
-const STRICT: &str = r#"
-kind: PeerAuthentication
-apiVersion: security.istio.io/v1
-metadata: { name: default, namespace: shop }
-spec: { mtls: { mode: STRICT } }
-"#;
+use crate::support::{self, SHOP, SHOP_PODS, STRICT};
 
 /// Opens sockets in every way and prints for each one `name`, `what the server saw`, `getsockname`.
 const WAYS: &str = include_str!("sockets.py");

@@ -1,9 +1,12 @@
 //! Builds labs for tests and asks their pods.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use mesh_agent::identity::LocalCa;
+use serde_json::Value;
 use xtask::lab::{Lab, Pod};
 
 /// Ten times what anything here takes on a quiet machine.
@@ -86,6 +89,64 @@ pub(crate) fn issue(lab: &Lab, identity: &str) -> Files {
         key: write("key", "PRIVATE KEY", issued.key.secret_der()),
         root,
     }
+}
+
+/// A pod that makes requests, as a manifest.
+pub(crate) fn client(name: &str, node: &str) -> String {
+    format!(
+        r#"
+kind: Pod
+apiVersion: v1
+metadata: {{ name: {name}, namespace: shop }}
+spec:
+  nodeName: {node}
+  serviceAccountName: client
+  containers: [{{ name: main, image: curlimages/curl, command: [sleep, infinity] }}]
+"#
+    )
+}
+
+/// Plaintext is refused in the namespace `shop`.
+pub(crate) const STRICT: &str = r#"
+kind: PeerAuthentication
+apiVersion: security.istio.io/v1
+metadata: { name: default, namespace: shop }
+spec: { mtls: { mode: STRICT } }
+"#;
+
+/// Requests that go on until they are told to end.
+pub(crate) struct Load {
+    name: String,
+    child: Child,
+}
+
+impl Load {
+    /// Starts `malha-load http WORDS` in a pod.
+    pub(crate) fn start(name: impl Into<String>, client: &Pod, words: &[&str]) -> Self {
+        let fixed = ["malha-load", "http", "--until-eof", "--discard", "--timeout-ms", "60000"];
+        let mut command = client.command(&[&fixed, words].concat()).expect("the pod runs");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        Self { name: name.into(), child: command.spawn().expect("the load starts") }
+    }
+
+    /// Ends it. More than `least` requests were answered, each with 200; else what has failed.
+    pub(crate) fn finish(self, least: u64) -> Result<(), String> {
+        let Self { name, child } = self;
+        // `wait_with_output` closes its standard input first.
+        let output = child.wait_with_output().expect("the load ends");
+        let report: Value = serde_json::from_slice(&output.stdout).expect("the load's report");
+        let only_200 =
+            report["statuses"].as_object().is_some_and(|statuses| statuses.keys().eq(["200"]));
+        let enough = report["succeeded"].as_u64().is_some_and(|count| count > least);
+        let told = ["succeeded", "statuses", "errors", "error_examples"].map(|key| &report[key]);
+        let whole = report["failed"] == 0 && only_200 && enough;
+        if whole { Ok(()) } else { Err(format!("{name}: {told:?}\n")) }
+    }
+}
+
+/// The pod's address of one family.
+pub(crate) fn of_family(pod: &Pod, v4: bool) -> IpAddr {
+    *pod.ips.iter().find(|ip| ip.is_ipv4() == v4).expect("both families")
 }
 
 /// Calls `probe` until it gives something, or the deadline passes.

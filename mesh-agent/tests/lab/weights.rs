@@ -128,16 +128,7 @@ fn a_change_of_weights_fails_no_request() {
 #[test]
 fn four_workers_and_two_clients_behave_as_one() {
     let Some((lab, client)) = ninety_ten(4) else { return };
-    let second = r#"
-kind: Pod
-apiVersion: v1
-metadata: { name: client2, namespace: shop }
-spec:
-  nodeName: node1
-  serviceAccountName: client
-  containers: [{ name: main, image: curlimages/curl, command: [sleep, infinity] }]
-"#;
-    support::apply(&lab, second, &["shop/client2"]);
+    support::apply(&lab, &support::client("client2", "node1"), &["shop/client2"]);
     let client2 = lab.pod("shop/client2").unwrap();
     let other = client2
         .spawn(&[

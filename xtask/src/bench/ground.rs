@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::cpu;
 use super::rivals::{self, Places, Running};
 use crate::build::Built;
-use crate::lab::{Lab, Pod};
+use crate::lab::{Conversation, Lab, Pod};
 use crate::tool::output;
 
 const PODS: &str = include_str!("../../../bench/peers/pods.yaml");
@@ -166,13 +166,14 @@ impl Ground {
     }
 
     /// The pod that makes the load.
-    pub(super) fn client(&self, way: Way) -> anyhow::Result<Pod> {
+    fn client(&self, way: Way) -> anyhow::Result<Pod> {
         self.lab.pod(&format!("{}/client", namespace(way)))
     }
 
-    /// The load generator's command line for a client that stays beside a measured one.
-    pub(super) fn load_words<'a>(&'a self, words: &[&'a str]) -> Vec<&'a str> {
-        [&[self.load.as_str()], words].concat()
+    /// Starts a load generator beside what is measured, in a mode that tells its steps; it ends
+    /// with the value.
+    pub(super) fn beside(&self, way: Way, words: &[&str]) -> anyhow::Result<Conversation> {
+        self.client(way)?.converse(&[&[self.load.as_str()], words].concat())
     }
 
     /// Where the client connects.

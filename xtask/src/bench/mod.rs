@@ -20,9 +20,9 @@ use clap::Args;
 use crate::build::{self, BuildArgs, Built};
 use crate::setup::{SetupArgs, run_setup};
 use crate::tool::say;
-use ground::{Ground, Setting};
+use ground::{Ground, Setting, Way};
 use report::{Measured, Report};
-use scenario::{Extent, SCENARIOS, Scenario};
+use scenario::{Extent, Outcome, SCENARIOS, Scenario};
 
 /// Connections of the idle measurement: two descriptors each, and a process may have 20,000.
 const IDLE: usize = 8_000;
@@ -78,8 +78,8 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         None => Setting { workers: 1, pinned: true },
         Some(workers) => Setting { workers, pinned: false },
     };
-    let extent = Extent { seconds: args.seconds, tiny: false };
-    let report = measure(&built, setting, extent, args)?;
+    let extent = Extent { rounds: args.rounds, seconds: args.seconds, tiny: false };
+    let report = measure(&built, setting, extent, &args.scenario)?;
     if let Some(file) = &args.json {
         let text = serde_json::to_string_pretty(&report)?;
         std::fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
@@ -98,33 +98,23 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
 pub fn smoke() -> anyhow::Result<()> {
     let built = build::all()?;
     tools::check(&built)?;
-    let args = BenchArgs {
-        smoke: true,
-        scenario: Vec::new(),
-        list: false,
-        rounds: 1,
-        seconds: 0.2,
-        workers: None,
-        json: None,
-        markdown: None,
-    };
     let setting = Setting { workers: 2, pinned: false };
-    measure(&built, setting, Extent { seconds: args.seconds, tiny: true }, &args).map(drop)
+    measure(&built, setting, Extent { rounds: 1, seconds: 0.2, tiny: true }, &[]).map(drop)
 }
 
+/// Measures the scenarios that are named; all without a name.
 fn measure(
     built: &Built,
     setting: Setting,
     extent: Extent,
-    args: &BenchArgs,
+    only: &[String],
 ) -> anyhow::Result<Report> {
-    let wanted =
-        |name: &str| args.scenario.is_empty() || args.scenario.iter().any(|one| one == name);
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|one| one == name);
     let ground = Ground::new(built, setting)?;
     let mut report = Report { machine: machine(setting)?, scenarios: Vec::new(), idle: None };
     report.machine.iter().for_each(|line| say(line));
     for scenario in SCENARIOS.iter().filter(|scenario| wanted(scenario.name)) {
-        let measured = rounds(scenario, &ground, extent, args.rounds)?;
+        let measured = rounds(scenario, &ground, extent)?;
         say(&measured.table());
         report.scenarios.push(measured);
     }
@@ -136,24 +126,18 @@ fn measure(
     Ok(report)
 }
 
-fn rounds(
-    scenario: &Scenario,
-    ground: &Ground,
-    extent: Extent,
-    rounds: usize,
-) -> anyhow::Result<Measured> {
-    let mut all = Vec::new();
-    for _ in 0..rounds {
-        let mut round = Vec::new();
-        for way in scenario.ways {
+fn rounds(scenario: &Scenario, ground: &Ground, extent: Extent) -> anyhow::Result<Measured> {
+    let mut ways: Vec<(Way, Vec<Outcome>)> =
+        scenario.ways.iter().map(|way| (*way, Vec::new())).collect();
+    for _ in 0..extent.rounds {
+        for (way, outcomes) in &mut ways {
             let what = || format!("{} over {}", scenario.name, way.name());
             let outcome = scenario.run(ground, *way, extent).with_context(what)?;
             ensure!(outcome.rate > 0.0, "{}: nothing was done", what());
-            round.push(outcome);
+            outcomes.push(outcome);
         }
-        all.push(round);
     }
-    Ok(Measured::new(scenario, all))
+    Ok(Measured::new(scenario, &ways))
 }
 
 fn machine(setting: Setting) -> anyhow::Result<Vec<String>> {

@@ -1,10 +1,10 @@
 //! Figures of all rounds as a table, as JSON and as Markdown.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use super::ground::Way;
 use super::idle::Idle;
 use super::scenario::{Aim, Outcome, Scenario, Unit};
 
@@ -44,17 +44,10 @@ pub(super) struct Report {
 }
 
 impl Measured {
-    /// Collects the rounds of a scenario.
-    pub(super) fn new(scenario: &Scenario, rounds: Vec<Vec<Outcome>>) -> Self {
-        let mut ways: Vec<(&'static str, Vec<Outcome>)> =
-            scenario.ways.iter().map(|way| (way.name(), Vec::new())).collect();
-        for round in rounds {
-            for ((_, outcomes), outcome) in ways.iter_mut().zip(round) {
-                outcomes.push(outcome);
-            }
-        }
-        let by_name: BTreeMap<_, _> = ways.iter().map(|(name, rounds)| (*name, rounds)).collect();
-        let ratios = scenario.aims.iter().map(|aim| Ratio::new(aim, &by_name)).collect();
+    /// The rounds of a scenario by way.
+    pub(super) fn new(scenario: &Scenario, ways: &[(Way, Vec<Outcome>)]) -> Self {
+        let ratios = scenario.aims.iter().map(|aim| Ratio::new(aim, ways)).collect();
+        let ways = ways.iter().map(|(way, rounds)| (way.name(), rounds.clone())).collect();
         let Scenario { name, about, unit, .. } = scenario;
         Self { scenario: name, about, ways, ratios, unit: *unit }
     }
@@ -75,8 +68,7 @@ impl Measured {
         self.ways.iter().map(move |(name, rounds)| {
             let middle = |figure: fn(&Outcome) -> f64| median(rounds.iter().map(figure).collect());
             let costs: Vec<f64> = rounds.iter().map(|round| round.proxies).collect();
-            let least = costs.iter().copied().fold(f64::INFINITY, f64::min);
-            let most = costs.iter().copied().fold(0.0, f64::max);
+            let (least, most) = spread(&costs);
             let cost = median(costs);
             let cost = if most > 0.0 {
                 format!("{cost:.digits$} ({least:.digits$}-{most:.digits$})")
@@ -151,19 +143,18 @@ impl Measured {
 }
 
 impl Ratio {
-    fn new(aim: &Aim, ways: &BTreeMap<&'static str, &Vec<Outcome>>) -> Self {
-        let to = aim.to.name();
-        let own = ways.get("malha").into_iter().flat_map(|rounds| rounds.iter());
-        let peer = ways.get(to).into_iter().flat_map(|rounds| rounds.iter());
-        let rounds: Vec<f64> =
-            own.zip(peer).map(|(own, peer)| own.proxies / peer.proxies).collect();
-        Self { to, at_most: aim.at_most, median: median(rounds.clone()), rounds }
+    fn new(aim: &Aim, ways: &[(Way, Vec<Outcome>)]) -> Self {
+        let of = |wanted: Way| {
+            ways.iter().filter(move |(way, _)| *way == wanted).flat_map(|(_, rounds)| rounds)
+        };
+        let pairs = of(Way::Mesh).zip(of(aim.to));
+        let rounds: Vec<f64> = pairs.map(|(own, peer)| own.proxies / peer.proxies).collect();
+        Self { to: aim.to.name(), at_most: aim.at_most, median: median(rounds.clone()), rounds }
     }
 
     fn sentence(&self) -> String {
         let reached = if self.median <= self.at_most { "reached" } else { "not reached" };
-        let least = self.rounds.iter().copied().fold(f64::INFINITY, f64::min);
-        let most = self.rounds.iter().copied().fold(0.0, f64::max);
+        let (least, most) = spread(&self.rounds);
         format!(
             "processor time to {}: {:.2} ({least:.2}-{most:.2}); aim {:.2}: {reached}",
             self.to, self.median, self.at_most
@@ -196,6 +187,12 @@ impl Idle {
 fn capitalised(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+/// The least and the most.
+fn spread(figures: &[f64]) -> (f64, f64) {
+    let least = figures.iter().copied().fold(f64::INFINITY, f64::min);
+    (least, figures.iter().copied().fold(0.0, f64::max))
 }
 
 /// The middle one; of an even number the mean of the two.
@@ -236,9 +233,10 @@ mod tests {
     #[test]
     fn a_ratio_compares_within_a_round() {
         let scenario = &SCENARIOS[0];
-        let costs = [[0.0, 20.0, 40.0, 44.0, 90.0], [0.0, 30.0, 50.0, 44.0, 90.0]];
-        let rounds = costs.iter().map(|round| round.iter().copied().map(outcome).collect());
-        let measured = Measured::new(scenario, rounds.collect());
+        let costs = [[0.0, 0.0], [20.0, 30.0], [40.0, 50.0], [44.0, 44.0], [90.0, 90.0]];
+        let ways = scenario.ways.iter().zip(costs);
+        let ways: Vec<_> = ways.map(|(way, costs)| (*way, costs.map(outcome).to_vec())).collect();
+        let measured = Measured::new(scenario, &ways);
         let ratio = &measured.ratios[0];
         assert!((ratio.median - 0.55).abs() < 1e-9, "{ratio:?}");
         assert!(measured.table().contains("aim 0.75: reached"), "{}", measured.table());

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -12,10 +12,13 @@ use anyhow::Context;
 
 use super::cpu;
 use crate::lab::{Lab, Pod, wait_for};
-use crate::peers::envoy;
-use crate::tool::{find, output, workspace};
+use crate::peers::{cache, envoy};
+use crate::tool::{installed, output};
 
 const HTTP: u16 = 8080;
+/// Before the configuration.
+const ENVOY_ARGUMENTS: &[&str] =
+    &["--disable-hot-restart", "--concurrency", "1", "--log-level", "error", "--config-path"];
 const START: Duration = Duration::from_secs(30);
 
 /// A proxy or a pair of them.
@@ -172,26 +175,15 @@ impl Rival {
 
 impl Program {
     fn command(self, config: String) -> anyhow::Result<Vec<String>> {
-        let installed = |name: &str| {
-            let path = find(name).with_context(|| format!("{name} is not installed"))?;
-            Ok::<_, anyhow::Error>(path.to_string_lossy().into_owned())
+        let (program, arguments): (_, &[&str]) = match self {
+            Self::Nginx => (installed("nginx")?, &["-c"]),
+            Self::Haproxy => (installed("haproxy")?, &["-db", "-f"]),
+            Self::Envoy => (envoy::ensure(&cache())?, ENVOY_ARGUMENTS),
         };
-        Ok(match self {
-            Self::Nginx => vec![installed("nginx")?, "-c".into(), config],
-            Self::Haproxy => vec![installed("haproxy")?, "-db".into(), "-f".into(), config],
-            Self::Envoy => {
-                let program = envoy_program()?.to_string_lossy().into_owned();
-                let mut words = vec![program, "--config-path".into(), config];
-                let fixed = ["--disable-hot-restart", "--concurrency", "1", "--log-level", "error"];
-                words.extend(fixed.map(str::to_owned));
-                words
-            }
-        })
+        let program = program.to_string_lossy().into_owned();
+        let arguments = arguments.iter().map(ToString::to_string);
+        Ok([program].into_iter().chain(arguments).chain([config]).collect())
     }
-}
-
-fn envoy_program() -> anyhow::Result<PathBuf> {
-    envoy::ensure(&workspace().join("target/peers"))
 }
 
 /// Versions of the rivals' programs, as they give them.
@@ -200,13 +192,12 @@ pub(super) fn versions() -> anyhow::Result<Vec<String>> {
         |text: &str| text.lines().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned);
     let mut versions = Vec::new();
     for (program, flag) in [("nginx", "-v"), ("haproxy", "-v")] {
-        let path = find(program).with_context(|| format!("{program} is not installed"))?;
         // nginx writes it to standard error.
-        let output = Command::new(path).arg(flag).output()?;
+        let output = Command::new(installed(program)?).arg(flag).output()?;
         let text = [output.stdout, output.stderr].concat();
         versions.extend(first(&String::from_utf8_lossy(&text)));
     }
-    let text = output(Command::new(envoy_program()?).arg("--version"))?;
+    let text = output(Command::new(envoy::ensure(&cache())?).arg("--version"))?;
     let version = text.split('/').find(|part| part.starts_with("1."));
     versions.push(format!("envoy {}", version.unwrap_or(text.trim())));
     Ok(versions)

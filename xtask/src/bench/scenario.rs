@@ -1,10 +1,9 @@
 //! What is measured: the traffic, over which ways, and which ratios are aims.
 
-use std::process::{Child, Stdio};
-
 use anyhow::{Context, ensure};
 
 use super::ground::{Ground, Sample, Server, Way};
+use crate::lab::Conversation;
 
 /// Service ports of the pods: how the mesh takes the same server.
 const HTTP: u16 = 8080;
@@ -15,6 +14,17 @@ const HTTP2: u16 = 8083;
 /// Bytes of a bulk answer: long enough that a connection's start does not count.
 const BULK: &str = "http://TARGET/?size=268435456";
 const SMALL: &str = "http://TARGET/?size=1024";
+
+/// 64 connections that are kept.
+const KEPT: &[&str] = &["http", SMALL, "--discard", "--concurrency", "64", "--duration", "SECONDS"];
+/// A connection for each request, 16 at once.
+const NEW: &[&str] =
+    &["http", SMALL, "--new-connections", "--concurrency", "16", "--duration", "SECONDS"];
+/// 1,000 requests a second over 32 connections.
+const RATED: &[&str] =
+    &["http", SMALL, "--discard", "--rate", "1000", "--concurrency", "32", "--duration", "SECONDS"];
+/// One small request after the other.
+const PING: &[&str] = &["http", "http://TARGET/?size=64", "--discard", "--duration", "SECONDS"];
 
 /// What a figure is divided by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,10 +73,12 @@ const PLAIN: Scenario = Scenario {
     stalled: 0,
 };
 
-const fn aim(to: &'static str, at_most: f64) -> Aim {
-    Aim { to: Way::Rival(to), at_most }
+const fn aim(to: Way, at_most: f64) -> Aim {
+    Aim { to, at_most }
 }
 
+const NGINX_HOP: Way = Way::Rival("nginx hop");
+const HAPROXY_HOP: Way = Way::Rival("haproxy hop");
 const NGINX: Way = Way::Rival("nginx pair");
 const HAPROXY: Way = Way::Rival("haproxy pair");
 const HAPROXY_H2: Way = Way::Rival("haproxy h2 pair");
@@ -82,9 +94,9 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "l7-http1",
         about: "1 KiB answers over 64 HTTP/1.1 connections, mutual TLS between two nodes",
-        words: &["http", SMALL, "--discard", "--concurrency", "64", "--duration", "SECONDS"],
+        words: KEPT,
         ways: L7_PAIRS,
-        aims: &[aim("haproxy pair", 0.75)],
+        aims: &[aim(HAPROXY, 0.75)],
         ..PLAIN
     },
     Scenario {
@@ -123,47 +135,29 @@ pub(super) const SCENARIOS: &[Scenario] = &[
             "SECONDS",
         ],
         ways: H2_PAIRS,
-        aims: &[aim("haproxy h2 pair", 1.3)],
+        aims: &[aim(HAPROXY_H2, 1.3)],
         ..PLAIN
     },
     Scenario {
         name: "l7-hop",
         about: "1 KiB answers over 64 HTTP/1.1 connections, plain, both pods on one node",
         server: Server::Near,
-        words: &["http", SMALL, "--discard", "--concurrency", "64", "--duration", "SECONDS"],
-        ways: &[Way::Direct, Way::Mesh, Way::Rival("haproxy hop"), Way::Rival("nginx hop")],
-        aims: &[aim("haproxy hop", 1.1)],
+        words: KEPT,
+        ways: &[Way::Direct, Way::Mesh, HAPROXY_HOP, NGINX_HOP],
+        aims: &[aim(HAPROXY_HOP, 1.1)],
         ..PLAIN
     },
     Scenario {
         name: "l7-new",
         about: "a connection for each HTTP/1.1 request, 16 at once, mutual TLS between two nodes",
-        words: &[
-            "http",
-            SMALL,
-            "--new-connections",
-            "--concurrency",
-            "16",
-            "--duration",
-            "SECONDS",
-        ],
+        words: NEW,
         ways: L7_PAIRS,
         ..PLAIN
     },
     Scenario {
         name: "l7-rate",
         about: "1,000 HTTP/1.1 requests a second over 32 connections: latency",
-        words: &[
-            "http",
-            SMALL,
-            "--discard",
-            "--rate",
-            "1000",
-            "--concurrency",
-            "32",
-            "--duration",
-            "SECONDS",
-        ],
+        words: RATED,
         ways: L7_PAIRS,
         ..PLAIN
     },
@@ -171,9 +165,9 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         name: "l4-requests",
         about: "1 KiB answers over 64 TCP connections, mutual TLS between two nodes",
         port: TCP,
-        words: &["http", SMALL, "--discard", "--concurrency", "64", "--duration", "SECONDS"],
+        words: KEPT,
         ways: L4_PAIRS,
-        aims: &[aim("envoy hbone pair", 0.5)],
+        aims: &[aim(ENVOY_HBONE, 0.5)],
         ..PLAIN
     },
     Scenario {
@@ -181,7 +175,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         about: "1 KiB answers over 64 TCP connections, both pods on one node: one pass",
         server: Server::Near,
         port: TCP,
-        words: &["http", SMALL, "--discard", "--concurrency", "64", "--duration", "SECONDS"],
+        words: KEPT,
         ways: &[Way::Direct, Way::Mesh],
         ..PLAIN
     },
@@ -193,7 +187,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         count: 8,
         unit: Unit::Gigabyte,
         ways: L4_PAIRS,
-        aims: &[aim("envoy hbone pair", 0.6), aim("envoy tcp pair", 0.75)],
+        aims: &[aim(ENVOY_HBONE, 0.6), aim(ENVOY_TCP, 0.75)],
         ..PLAIN
     },
     Scenario {
@@ -204,31 +198,23 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         count: 16,
         unit: Unit::Gigabyte,
         ways: L4_PAIRS,
-        aims: &[aim("envoy hbone pair", 0.6), aim("envoy tcp pair", 0.75)],
+        aims: &[aim(ENVOY_HBONE, 0.6), aim(ENVOY_TCP, 0.75)],
         ..PLAIN
     },
     Scenario {
         name: "l4-new",
         about: "a TCP connection for each request, 16 at once, through a pooled tunnel",
         port: TCP,
-        words: &[
-            "http",
-            SMALL,
-            "--new-connections",
-            "--concurrency",
-            "16",
-            "--duration",
-            "SECONDS",
-        ],
+        words: NEW,
         ways: L4_PAIRS,
-        aims: &[aim("envoy hbone pair", 0.45)],
+        aims: &[aim(ENVOY_HBONE, 0.45)],
         ..PLAIN
     },
     Scenario {
         name: "l4-ping",
         about: "one small request after the other on one TCP connection: latency",
         port: TCP,
-        words: &["http", "http://TARGET/?size=64", "--discard", "--duration", "SECONDS"],
+        words: PING,
         ways: L4_PAIRS,
         ..PLAIN
     },
@@ -236,17 +222,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         name: "l4-rate",
         about: "1,000 requests a second over 32 TCP connections: latency",
         port: TCP,
-        words: &[
-            "http",
-            SMALL,
-            "--discard",
-            "--rate",
-            "1000",
-            "--concurrency",
-            "32",
-            "--duration",
-            "SECONDS",
-        ],
+        words: RATED,
         ways: L4_PAIRS,
         ..PLAIN
     },
@@ -254,7 +230,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         name: "l4-stalled",
         about: "one request after the other beside 60 clients of the same pods that do not read",
         port: TCP,
-        words: &["http", "http://TARGET/?size=64", "--discard", "--duration", "SECONDS"],
+        words: PING,
         ways: &[Way::Direct, Way::Mesh, ENVOY_TCP],
         stalled: 60,
         ..PLAIN
@@ -264,6 +240,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 /// How long and how much.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Extent {
+    /// How often each scenario takes each way.
+    pub(super) rounds: usize,
     /// Seconds of a timed run.
     pub(super) seconds: f64,
     /// Whether counts are as small as possible.
@@ -306,22 +284,16 @@ impl Scenario {
     }
 
     /// Starts the clients that do not read; they end when the value is dropped.
-    fn stall(&self, ground: &Ground, way: Way) -> anyhow::Result<Option<Stalled>> {
+    fn stall(&self, ground: &Ground, way: Way) -> anyhow::Result<Option<Conversation>> {
         if self.stalled == 0 {
             return Ok(None);
         }
         let target = ground.target(way, self.server, self.port)?;
         let (url, count) = (format!("http://{target}/?size=67108864"), self.stalled.to_string());
         let words = ["no-read", &url, "--requests", &count, "--hold", "600"];
-        let mut command = ground.client(way)?.command(&ground.load_words(&words))?;
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.spawn().context("start clients that do not read")?;
-        let out = child.stdout.take().context("no output")?;
-        let stalled = Stalled(child);
+        let mut stalled = ground.beside(way, &words)?;
         // It says so once all are open.
-        let mut line = String::new();
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line)?;
-        ensure!(!line.is_empty(), "the clients that do not read have ended");
+        stalled.line().context("start clients that do not read")?;
         Ok(Some(stalled))
     }
 
@@ -345,17 +317,6 @@ impl Scenario {
             p999: latency("p999"),
             memory: sample.memory,
         })
-    }
-}
-
-/// Clients that do not read, ended on drop.
-struct Stalled(Child);
-
-impl Drop for Stalled {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

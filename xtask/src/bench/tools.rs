@@ -60,7 +60,7 @@ pub(super) fn check(built: &Built) -> anyhow::Result<()> {
 }
 
 /// Runs the load generator and reads its report.
-pub(super) fn load(program: &Path, words: &[&str]) -> anyhow::Result<Value> {
+fn load(program: &Path, words: &[&str]) -> anyhow::Result<Value> {
     let text = output(Command::new(program).args(words))?;
     serde_json::from_str(&text).with_context(|| format!("read the report of {words:?}: {text}"))
 }

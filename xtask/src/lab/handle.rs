@@ -152,12 +152,7 @@ impl Pod {
     /// # Errors
     /// It cannot be started.
     pub fn converse(&self, words: &[&str]) -> anyhow::Result<Conversation> {
-        let mut command = self.command(words)?;
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("start {words:?}"))?;
-        let input = child.stdin.take().context("no standard input")?;
-        let output = BufReader::new(child.stdout.take().context("no standard output")?);
-        Ok(Conversation { child, input, output })
+        Conversation::start(&mut self.command(words)?).with_context(|| format!("start {words:?}"))
     }
 
     /// What its containers have written so far.
@@ -196,6 +191,17 @@ pub struct Conversation {
 }
 
 impl Conversation {
+    /// Starts a command to talk with.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(command: &mut Command) -> anyhow::Result<Self> {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let input = child.stdin.take().context("no standard input")?;
+        let output = BufReader::new(child.stdout.take().context("no standard output")?);
+        Ok(Self { child, input, output })
+    }
+
     /// The next line, without its end.
     ///
     /// # Errors

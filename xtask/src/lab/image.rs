@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 
-use crate::tool::{find, output, say, shown, workspace};
+use crate::tool::{installed, output, say, shown};
 
 /// Where programs that are built here appear in a container.
 const LOCAL_BIN: &str = "/usr/local/bin";
@@ -109,10 +109,6 @@ fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(ToString::to_string).collect()
 }
 
-fn installed(program: &str) -> anyhow::Result<PathBuf> {
-    find(program).with_context(|| format!("{program} is not installed: run `cargo xtask setup`"))
-}
-
 /// A program of this workspace, beside the one that runs us (a test lies one folder below).
 pub(super) fn built_here(program: &str) -> anyhow::Result<PathBuf> {
     let own = crate::tool::own_program().context("find the running program")?;
@@ -126,7 +122,7 @@ pub(super) fn built_here(program: &str) -> anyhow::Result<PathBuf> {
 
 /// Builds fortio from its Go module once.
 fn fortio() -> anyhow::Result<PathBuf> {
-    let dir = workspace().join(format!("target/peers/fortio-{FORTIO}"));
+    let dir = crate::peers::cache().join(format!("fortio-{FORTIO}"));
     let path = dir.join("fortio");
     if path.is_file() {
         return Ok(path);

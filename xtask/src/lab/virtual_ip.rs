@@ -55,20 +55,18 @@ impl Rules {
             }
             let chain = self.draw(&ends, &protocol);
             let _ = writeln!(self.services, "        {to} goto {chain}");
-            if let Some(exposed) = exposed {
-                let version = if ip.is_ipv6() { "ipv6" } else { "ipv4" };
-                let _ = writeln!(
-                    self.services,
-                    "        meta nfproto {version} fib daddr type local {protocol} dport {exposed} \
-                     meta mark set meta mark or {MASQUERADE} goto {chain}"
-                );
-            }
+            let version = if ip.is_ipv6() { "ipv6" } else { "ipv4" };
+            let node_port = exposed.map(|exposed| {
+                format!("meta nfproto {version} fib daddr type local {protocol} dport {exposed}")
+            });
+            let external = external_ips(service)
+                .filter(|one| one.is_ipv6() == ip.is_ipv6())
+                .map(|one| format!("{family} daddr {one} {protocol} dport {number}"));
             // Whoever answers must do so through this node (kube-proxy's default policy, Cluster).
-            for external in external_ips(service).filter(|one| one.is_ipv6() == ip.is_ipv6()) {
+            for to in node_port.into_iter().chain(external) {
                 let _ = writeln!(
                     self.services,
-                    "        {family} daddr {external} {protocol} dport {number} \
-                     meta mark set meta mark or {MASQUERADE} goto {chain}"
+                    "        {to} meta mark set meta mark or {MASQUERADE} goto {chain}"
                 );
             }
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::wheel::Wheel;
-use crate::tool::{find, output, workspace};
+use crate::tool::{find, output};
 
 /// From this minor version of Go 1 on, modules name the version that they need.
 const OLDEST: u32 = 21;
@@ -32,7 +32,7 @@ pub fn go() -> Result<PathBuf> {
     });
     match own {
         Some(go) => Ok(go),
-        None => WHEEL.ensure(&workspace().join("target/peers")),
+        None => WHEEL.ensure(&super::cache()),
     }
 }
 

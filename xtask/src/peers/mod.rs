@@ -11,3 +11,9 @@ mod wheel;
 
 pub use go::go;
 pub use process::{Process, Record};
+
+/// Where peers are kept, fetched or built.
+#[must_use]
+pub fn cache() -> std::path::PathBuf {
+    crate::tool::workspace().join("target/peers")
+}
