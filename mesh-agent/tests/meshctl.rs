@@ -143,7 +143,7 @@ fn snapshot() -> Snapshot {
     let endpoints = pods[1..].iter().map(|workload| Endpoint {
         address: SocketAddr::new(workload.ips[0], 8080),
         workload: Some(Arc::clone(workload)),
-        ready: true,
+        readiness: Readiness::Ready,
     });
     let key = ServiceKey { namespace: "shop".into(), name: "cart".into() };
     let service = Arc::new(Service {

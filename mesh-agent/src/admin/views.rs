@@ -6,7 +6,9 @@ use std::time::SystemTime;
 use super::AdminState;
 use crate::api;
 use crate::identity::Identities;
-use crate::model::{Endpoint, MtlsMode, Protocol, Service, ServiceKind, Snapshot, Workload};
+use crate::model::{
+    Endpoint, MtlsMode, Protocol, Readiness, Service, ServiceKind, Snapshot, Workload,
+};
 
 /// How `config` calls a finding that keeps an object out of force.
 pub(super) const SEVERITY_ERROR: &str = "error";
@@ -125,7 +127,7 @@ pub(super) fn endpoint(found: &Endpoint) -> api::Endpoint {
     api::Endpoint {
         address: found.address.to_string(),
         workload: workload.map(|workload| workload.name.to_string()).unwrap_or_default(),
-        ready: found.ready,
+        ready: found.readiness == Readiness::Ready,
         enrolled: workload.is_some_and(|workload| workload.enrolled),
     }
 }

@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 
 use crate::model::{
     CaptureRules, DestinationRule, Endpoint, HostPattern, LoadBalancer, ObjectRef, PeerPolicy,
-    Protocol, Service, ServiceKey, ServiceKind, ServicePort, Snapshot, SpiffeId, Subset,
+    Protocol, Readiness, Service, ServiceKey, ServiceKind, ServicePort, Snapshot, SpiffeId, Subset,
     TrafficPolicy, VirtualService, Visibility, Workload, WorkloadName,
 };
 
@@ -38,7 +38,11 @@ pub(crate) fn pod(name: &str, ips: &[&str], version: &str) -> Arc<Workload> {
 pub(crate) fn endpoint(address: &str, version: &str) -> Endpoint {
     let address: SocketAddr = address.parse().unwrap();
     let ip = address.ip().to_string();
-    Endpoint { address, workload: Some(pod(&format!("pod-{ip}"), &[&ip], version)), ready: true }
+    Endpoint {
+        address,
+        workload: Some(pod(&format!("pod-{ip}"), &[&ip], version)),
+        readiness: Readiness::Ready,
+    }
 }
 
 /// A service `<namespace>/<name>` with one port.

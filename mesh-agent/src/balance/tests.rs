@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::fixture::{endpoint, pod, rule, service, snapshot};
 use super::{Ask, Draws, Live, share};
-use crate::model::{LoadBalancer, Protocol, Service, Subset, Workload};
+use crate::model::{LoadBalancer, Protocol, Readiness, Service, Subset, Workload};
 
 fn web(endpoints: &[(&str, &str)]) -> Service {
     let endpoints = endpoints.iter().map(|(at, version)| endpoint(at, version)).collect();
@@ -104,7 +104,7 @@ fn what_left_the_configuration_is_forgotten() {
 fn only_ready_endpoints_of_the_subset_in_a_family_that_the_client_has() {
     let mut web = web(&[(A, "v1"), (B, "v2"), ("[fd00::1]:8080", "v1"), ("10.0.0.3:8080", "v1")]);
     let mut endpoints = web.ports[0].endpoints.to_vec();
-    endpoints[3].ready = false;
+    endpoints[3].readiness = Readiness::NotReady;
     web.ports[0].endpoints = endpoints.into();
     let dr = rule("web.shop.svc.cluster.local", &["v1", "v2", "v3"], LoadBalancer::RoundRobin);
     let seen = |client: &Arc<Workload>, subset: Option<&Subset>, dialled: &str| {
@@ -166,4 +166,28 @@ fn round_robin_holds_inside_weighted_subsets() {
     let counts: Vec<i64> = counts.into_values().collect();
     assert!((counts[0] + counts[1] - 9_000).abs() < 150, "{counts:?}");
     assert!((counts[0] - counts[1]).abs() <= 1 && (counts[2] - counts[3]).abs() <= 1, "{counts:?}");
+}
+
+#[test]
+fn terminating_endpoints_serve_only_where_none_is_ready() {
+    use crate::model::Readiness::{NotReady, Ready, Terminating};
+    let client = pod("client", &["10.0.0.9"], "");
+    let first = |states: [Readiness; 2]| {
+        let mut found = [endpoint(A, "v1"), endpoint(B, "v1")];
+        for (endpoint, state) in found.iter_mut().zip(states) {
+            endpoint.readiness = state;
+        }
+        let web = service(("shop", "web"), "10.96.0.1", (80, Protocol::Http), found.to_vec());
+        let world = snapshot(std::slice::from_ref(&client), vec![web.clone()], vec![], vec![]);
+        let live = Live::new(world);
+        let mut seen: Vec<SocketAddr> =
+            (0..4).filter_map(|_| Some(live.pick(&ask(&client, &web))?.endpoint.address)).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        seen.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(first([Terminating, Ready]), [B]);
+    assert_eq!(first([Terminating, NotReady]), [A]);
+    assert_eq!(first([Terminating, Terminating]), [A, B]);
+    assert!(first([NotReady, NotReady]).is_empty());
 }

@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use rustc_hash::FxHashMap;
 
 use super::pick::choose;
-use crate::model::{Endpoint, LoadBalancer, ServiceKey, Subset};
+use crate::model::{Endpoint, LoadBalancer, Readiness, ServiceKey, Subset};
 
 /// What an upstream is: one client's view of a service port, or of a subset of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -55,7 +55,8 @@ pub(super) struct Upstream {
     rebuild: Mutex<()>,
 }
 
-/// The ready endpoints of one generation.
+/// The endpoints of one generation that take requests: the ready ones, or where none of a family is,
+/// those that terminate and still serve.
 #[derive(Debug, Default)]
 struct View {
     /// [`super::Live`]'s number; 0 before the first.
@@ -182,13 +183,23 @@ impl View {
             .map(|candidate| (candidate.endpoint.address, &candidate.active))
             .collect();
         let mut view = Self { epoch: generation.epoch, ..Self::default() };
-        for endpoint in generation.endpoints.iter().filter(|found| selected(found, generation)) {
-            let active =
-                counts.get(&endpoint.address).map_or_else(Arc::default, |old| (*old).clone());
-            let candidate = Candidate { endpoint: endpoint.clone(), active };
-            match Family::of(endpoint.address) {
-                Family::V4 => view.v4.push(candidate),
-                Family::V6 => view.v6.push(candidate),
+        for family in [Family::V4, Family::V6] {
+            let selected = |found: &&Endpoint| {
+                Family::of(found.address) == family && is_selected(found, generation)
+            };
+            let best = generation.endpoints.iter().filter(selected).map(|one| one.readiness).min();
+            let Some(best) = best.filter(|best| *best != Readiness::NotReady) else { continue };
+            let chosen =
+                generation.endpoints.iter().filter(selected).filter(|one| one.readiness == best);
+            let candidates = chosen.map(|endpoint| Candidate {
+                endpoint: endpoint.clone(),
+                active: counts
+                    .get(&endpoint.address)
+                    .map_or_else(Arc::default, |old| (*old).clone()),
+            });
+            match family {
+                Family::V4 => view.v4.extend(candidates),
+                Family::V6 => view.v6.extend(candidates),
             }
         }
         view
@@ -202,8 +213,8 @@ impl View {
     }
 }
 
-fn selected(endpoint: &Endpoint, generation: &Generation<'_>) -> bool {
-    endpoint.ready && generation.subset.is_none_or(|subset| in_subset(endpoint, subset))
+fn is_selected(endpoint: &Endpoint, generation: &Generation<'_>) -> bool {
+    generation.subset.is_none_or(|subset| in_subset(endpoint, subset))
 }
 
 /// Whether the pod behind `endpoint` carries all labels of `subset`.

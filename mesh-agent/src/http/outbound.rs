@@ -31,7 +31,7 @@ use super::serve::{Connection, HttpVersion};
 use super::upgrade::Handover;
 use super::{headers, reply, retry};
 use crate::balance::{ActiveGuard, Ask, Live};
-use crate::model::{Endpoint, LoadBalancer, ServiceKind};
+use crate::model::{Endpoint, LoadBalancer, Readiness, ServiceKind};
 use crate::telemetry::{Reporter, RequestRecord, RequestStart, ResponseFlag};
 
 /// The connect time-out outside services, and where no rule says otherwise: Istio's default.
@@ -329,7 +329,7 @@ impl<C: Connect> Flow<'_, C> {
     fn dialled(&self) -> Endpoint {
         let address = self.connection.facts.destination;
         let pod = self.live.snapshot.workloads_by_ip.get(&address.ip());
-        Endpoint { address, workload: pod.cloned(), ready: true }
+        Endpoint { address, workload: pod.cloned(), readiness: Readiness::Ready }
     }
 
     // === answering ===

@@ -18,7 +18,7 @@ pub use route::{
     KeyMatch, PathRewrite, Redirect, RedirectPath, RedirectPort, Rewrite, StringMatch,
     VirtualService, Visibility, WeightedDestination, path_of,
 };
-pub use service::{Endpoint, Protocol, Service, ServiceKey, ServiceKind, ServicePort};
+pub use service::{Endpoint, Protocol, Readiness, Service, ServiceKey, ServiceKind, ServicePort};
 pub use snapshot::{MeshSettings, Snapshot};
 pub use traffic::{DestinationRule, LoadBalancer, Subset, TrafficPolicy};
 pub use workload::{CaptureRules, Workload, WorkloadName};

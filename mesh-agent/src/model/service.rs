@@ -64,8 +64,20 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// The pod behind it, if it is one.
     pub workload: Option<Arc<Workload>>,
-    /// EndpointSlice condition `ready` (or Service `publishNotReadyAddresses`).
-    pub ready: bool,
+    /// Whether it takes new work.
+    pub readiness: Readiness,
+}
+
+/// What an endpoint's conditions in its EndpointSlice come to, the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Readiness {
+    /// `ready` (or the Service has `publishNotReadyAddresses`).
+    Ready,
+    /// `terminating`, and still `serving`: used where no endpoint is ready, as kube-proxy does
+    /// (KEP-1669).
+    Terminating,
+    /// Neither.
+    NotReady,
 }
 
 /// One port of a service with its endpoints.

@@ -280,7 +280,7 @@ pub(super) mod tests {
     use prometheus_client::registry::Registry;
 
     use super::*;
-    use crate::model::{CaptureRules, PeerPolicy, WorkloadName};
+    use crate::model::{CaptureRules, PeerPolicy, Readiness, WorkloadName};
     use crate::telemetry::Metrics;
 
     pub(crate) fn pod(name: &str) -> Arc<Workload> {
@@ -328,7 +328,7 @@ pub(super) mod tests {
             let endpoint = Endpoint {
                 address: ([10, 0, 0, 1], 80).into(),
                 workload: Some(destination.clone()),
-                ready: true,
+                readiness: Readiness::Ready,
             };
             record.upstream(&endpoint, true);
             record.status(http::StatusCode::OK);

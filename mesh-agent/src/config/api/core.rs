@@ -124,6 +124,9 @@ pub(in crate::config) struct SliceEndpoint {
 pub(in crate::config) struct Conditions {
     /// Unset counts as ready.
     pub(in crate::config) ready: Option<bool>,
+    /// Unset counts as `ready` says.
+    pub(in crate::config) serving: Option<bool>,
+    pub(in crate::config) terminating: Option<bool>,
 }
 
 /// `EndpointSlice.endpoints[].targetRef`.

@@ -11,7 +11,9 @@ mod peer_authentication;
 mod scalar;
 mod virtual_service;
 
-pub(super) use core::{EndpointSlice, Pod, PodSpec, PodStatus, SERVICE_NAME, Service, SlicePort};
+pub(super) use core::{
+    Conditions, EndpointSlice, Pod, PodSpec, PodStatus, SERVICE_NAME, Service, SlicePort,
+};
 pub(super) use destination_rule::{
     ConnectionPool, DestinationRule, LoadBalancer, SimpleLb, Tls, TlsMode, TrafficPolicy,
 };

@@ -10,7 +10,9 @@ use super::view::{Entry, View};
 use super::workloads::Workloads;
 use crate::config::diagnostic::Diagnostic;
 use crate::config::translate::{PortFacts, ServiceFacts, SliceFacts};
-use crate::model::{Endpoint, Protocol, Service, ServiceKey, ServiceKind, ServicePort, Snapshot};
+use crate::model::{
+    Endpoint, Protocol, Readiness, Service, ServiceKey, ServiceKind, ServicePort, Snapshot,
+};
 
 /// Compiles every service into `snapshot`.
 pub(super) fn compile(
@@ -109,14 +111,17 @@ fn endpoints(
                     found.push(Endpoint {
                         address: SocketAddr::new(*ip, *target),
                         workload: pods.behind(*ip, endpoint.pod.as_ref()).cloned(),
-                        ready: endpoint.ready || publish_not_ready,
+                        readiness: match endpoint.readiness {
+                            _ if publish_not_ready => Readiness::Ready,
+                            readiness => readiness,
+                        },
                     });
                 }
             }
         }
     }
-    // While an endpoint moves between slices it can be in both: the ready one counts.
-    found.sort_by_key(|endpoint| (endpoint.address, !endpoint.ready));
+    // While an endpoint moves between slices it can be in both: the better one counts.
+    found.sort_by_key(|endpoint| (endpoint.address, endpoint.readiness));
     found.dedup_by_key(|endpoint| endpoint.address);
     found
 }

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{Scope, service_host};
-use crate::config::api::{self, EndpointSlice, Metadata, SlicePort};
+use crate::config::api::{self, Conditions, EndpointSlice, Metadata, SlicePort};
 use crate::config::diagnostic::Report;
-use crate::model::{Protocol, ServiceKind, WorkloadName};
+use crate::model::{Protocol, Readiness, ServiceKind, WorkloadName};
 
 /// Ports whose protocols speak server first or are not HTTP, if nothing else is said: SMTP, DNS,
 /// MySQL, MongoDB (Istio, `pilot/pkg/serviceregistry/kube/conversion.go`).
@@ -54,8 +54,8 @@ pub(in crate::config) struct SliceFacts {
 pub(in crate::config) struct EndpointFacts {
     /// Addresses; Kubernetes writes one.
     pub(in crate::config) addresses: Vec<IpAddr>,
-    /// Condition `ready`, which counts as true if it is unset.
-    pub(in crate::config) ready: bool,
+    /// What its conditions come to.
+    pub(in crate::config) readiness: Readiness,
     /// `targetRef`, if it is a pod.
     pub(in crate::config) pod: Option<WorkloadName>,
 }
@@ -158,13 +158,24 @@ pub(in crate::config) fn slice(
         .collect();
     let endpoints = slice.endpoints.into_iter().map(|found| EndpointFacts {
         addresses: found.addresses,
-        ready: found.conditions.ready.unwrap_or(true),
+        readiness: readiness(&found.conditions),
         pod: found.target_ref.filter(|target| target.kind == "Pod").map(|target| WorkloadName {
             namespace: target.namespace.unwrap_or_else(|| Arc::clone(&namespace)),
             name: target.name,
         }),
     });
     Some(SliceFacts { service, ports, endpoints: endpoints.collect() })
+}
+
+/// What conditions come to (`discovery.k8s.io/v1`, EndpointConditions).
+fn readiness(conditions: &Conditions) -> Readiness {
+    let ready = conditions.ready.unwrap_or(true);
+    let serving = conditions.serving.unwrap_or(ready);
+    match (ready, serving && conditions.terminating.unwrap_or(false)) {
+        (true, _) => Readiness::Ready,
+        (false, true) => Readiness::Terminating,
+        (false, false) => Readiness::NotReady,
+    }
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use expect_test::Expect;
 use super::*;
 use crate::config::{Kind, Settings, parse};
 use crate::model::{
-    Action, Forward, HeaderOps, HttpMatch, HttpRule, KeyMatch, PathRewrite, StringMatch,
+    Action, Forward, HeaderOps, HttpMatch, HttpRule, KeyMatch, PathRewrite, Readiness, StringMatch,
     VirtualService, Visibility, Workload,
 };
 
@@ -102,7 +102,11 @@ fn services(snapshot: &Snapshot) -> String {
             writeln!(text, "  {} {:?} {:?}", port.port, port.name, port.protocol).unwrap();
             for endpoint in port.endpoints.iter() {
                 let pod = endpoint.workload.as_ref().map(|pod| pod.name.to_string());
-                let ready = if endpoint.ready { "" } else { " not ready" };
+                let ready = match endpoint.readiness {
+                    Readiness::Ready => "",
+                    Readiness::Terminating => " terminating",
+                    Readiness::NotReady => " not ready",
+                };
                 let pod = pod.unwrap_or_default();
                 writeln!(text, "    {} {pod}{ready}", endpoint.address).unwrap();
             }

@@ -49,11 +49,11 @@ status: { podIP: 10.0.0.1, podIPs: [{ ip: 10.0.0.1 }, { ip: 'fd00::1' }] }
             shop/cart cart.shop.svc.cluster.local ClusterIp [10.1.0.1, fd00:1::1, 192.0.2.1, 192.0.2.2]
               80 "http" Http
                 10.0.0.1:8080 shop/cart-1
-                10.0.0.2:8080  not ready
+                10.0.0.2:8080  terminating
                 [fd00::1]:8080 shop/cart-1
               90 "tcp-admin" Tcp
                 10.0.0.1:9090 shop/cart-1
-                10.0.0.2:9090  not ready
+                10.0.0.2:9090  terminating
         "#]],
     );
 }
