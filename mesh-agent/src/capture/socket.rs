@@ -47,6 +47,8 @@ pub(super) fn listener(domain: Domain, port: u16) -> io::Result<TcpListener> {
     };
     // Accepted sockets inherit it, one system call less for each.
     socket.set_tcp_nodelay(true)?;
+    // Urgent data stays in the stream, as RFC 6093 wants of everybody: else its octet is lost.
+    socket.set_out_of_band_inline(true)?;
     socket.bind(&SockAddr::from(SocketAddr::new(any, port)))?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -58,6 +60,7 @@ pub(super) fn stream(destination: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
+    socket.set_out_of_band_inline(true)?;
     Ok(socket)
 }
 
