@@ -147,10 +147,12 @@ impl Wire {
         };
         stream.send_window += i64::from(increment);
         if increment == 0 {
-            self.reset_stream(head.stream, Reason::PROTOCOL_ERROR);
-        } else if stream.send_window > i64::from(MAX_WINDOW) {
-            self.reset_stream(head.stream, Reason::FLOW_CONTROL_ERROR);
-        } else if stream.can_send() {
+            return self.reset_stream(head.stream, Reason::PROTOCOL_ERROR);
+        }
+        if stream.send_window > i64::from(MAX_WINDOW) {
+            return self.reset_stream(head.stream, Reason::FLOW_CONTROL_ERROR);
+        }
+        if stream.can_send() {
             self.enqueue(head.stream);
         }
         Ok(())

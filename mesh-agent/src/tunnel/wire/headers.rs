@@ -63,10 +63,9 @@ impl Wire {
         }
         if end_stream && self.streams.get(&id).is_some_and(|stream| !stream.recv_done) {
             self.on_end_stream(id);
-        } else {
-            self.reset_stream(id, Reason::PROTOCOL_ERROR);
+            return Ok(());
         }
-        Ok(())
+        self.reset_stream(id, Reason::PROTOCOL_ERROR)
     }
 
     fn on_request(&mut self, id: u32, end_stream: bool, block: &[u8]) -> Handled {
@@ -76,10 +75,7 @@ impl Wire {
         self.last_remote = id;
         if late || self.open >= MAX_STREAMS {
             self.put_reset(id, Reason::REFUSED_STREAM);
-            if !self.early_resets.spend(self.now) {
-                return fail(Reason::ENHANCE_YOUR_CALM, "too many streams above the limit");
-            }
-            return Ok(());
+            return self.spend_reset("too many streams above the limit");
         }
         match request.finish() {
             Ok(head) => {
@@ -109,7 +105,7 @@ impl Wire {
         let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
         match answer.finish() {
             Some(100..=199) if !end_stream => return self.spend_idle("too many interim answers"),
-            None | Some(100..=199) => self.reset_stream(id, Reason::PROTOCOL_ERROR),
+            None | Some(100..=199) => return self.reset_stream(id, Reason::PROTOCOL_ERROR),
             Some(status) => {
                 stream.answered = true;
                 self.events.push_back(Event::Response { stream: StreamId(id), status });

@@ -57,8 +57,9 @@ pub(super) const IDLE_FRAMES: u32 = 4_000;
 /// How many of those come back per second.
 pub(super) const IDLE_FRAMES_PER_SECOND: u32 = 1_000;
 
-/// Streams that a peer may reset before it was answered, or open above the announced number, at
-/// once ("rapid reset", CVE-2023-44487); beyond it `ENHANCE_YOUR_CALM`.
+/// Streams that a peer may reset before it was answered, make us reset by breaking a rule on them,
+/// or open above the announced number, at once ("rapid reset", CVE-2023-44487, and "made you
+/// reset", CVE-2025-8671); beyond it `ENHANCE_YOUR_CALM`.
 pub(super) const EARLY_RESETS: u32 = 2_000;
 
 /// How many of those come back per second.

@@ -193,16 +193,13 @@ impl Wire {
             return Ok(());
         };
         if stream.recv_done {
-            self.reset_stream(head.stream, Reason::STREAM_CLOSED);
-            return self.spend_idle("too many frames on closed streams");
+            return self.reset_stream(head.stream, Reason::STREAM_CLOSED);
         }
         if self.role == Role::Client && !stream.answered {
-            self.reset_stream(head.stream, Reason::PROTOCOL_ERROR);
-            return Ok(());
+            return self.reset_stream(head.stream, Reason::PROTOCOL_ERROR);
         }
         let Some(window) = stream.recv_window.checked_sub(head.len) else {
-            self.reset_stream(head.stream, Reason::FLOW_CONTROL_ERROR);
-            return Ok(());
+            return self.reset_stream(head.stream, Reason::FLOW_CONTROL_ERROR);
         };
         stream.recv_window = window;
         self.credit(head.stream, overhead);
@@ -272,10 +269,7 @@ impl Wire {
         };
         let early = self.role == Role::Server && !stream.answered;
         self.end_stream_by(head.stream, Reason(reason));
-        if early && !self.early_resets.spend(self.now) {
-            return fail(Reason::ENHANCE_YOUR_CALM, "too many streams reset before an answer");
-        }
-        Ok(())
+        if early { self.spend_reset("too many streams reset before an answer") } else { Ok(()) }
     }
 
     /// END_STREAM came, on DATA or HEADERS.
@@ -308,6 +302,14 @@ impl Wire {
 
     pub(super) fn spend_idle(&mut self, detail: &'static str) -> Handled {
         if self.idle_frames.spend(self.now) {
+            Ok(())
+        } else {
+            fail(Reason::ENHANCE_YOUR_CALM, detail)
+        }
+    }
+
+    pub(super) fn spend_reset(&mut self, detail: &'static str) -> Handled {
+        if self.early_resets.spend(self.now) {
             Ok(())
         } else {
             fail(Reason::ENHANCE_YOUR_CALM, detail)

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::frame::{Kind, Reason, put};
 use super::limits::{SEND_BUFFER, STREAM_WINDOW};
+use super::receive::Handled;
 use super::{Event, StreamId, Wire};
 
 impl Wire {
@@ -151,10 +152,12 @@ impl Wire {
         self.settle(id.0);
     }
 
-    /// The wire itself ends a stream over a rule that the peer broke on it.
-    pub(super) fn reset_stream(&mut self, id: u32, reason: Reason) {
+    /// The wire itself ends a stream over a rule that the peer broke on it. A peer that asks for
+    /// it again and again makes us open and close as rapid reset does (CVE-2025-8671).
+    pub(super) fn reset_stream(&mut self, id: u32, reason: Reason) -> Handled {
         self.put_reset(id, reason);
         self.end_stream_by(id, reason);
+        self.spend_reset("too many streams that had to be reset")
     }
 
     /// A stream has ended abruptly, at the peer's wish or ours.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::super::control::put_goaway;
 use super::super::frame::{ACK, END_HEADERS, END_STREAM, Kind, PADDED, Reason};
 use super::super::limits::{
-    EARLY_RESETS, IDLE_FRAMES, MAX_BLOCK, MAX_CONTROL, MAX_STREAMS, STREAM_WINDOW,
+    EARLY_RESETS, IDLE_FRAMES, MAX_BLOCK, MAX_CONTROL, MAX_STREAMS, MAX_WINDOW, STREAM_WINDOW,
 };
 use super::super::testing::{Pair, connect, events, frame, frames, output, preface, read_all};
 use super::super::{Event, Failure, Role, StreamId, Wire};
@@ -231,6 +231,24 @@ fn rapid_reset() {
         output(&mut wire);
     }
     assert!(wire.streams.is_empty());
+}
+
+/// The peer breaks a rule on each stream and leaves the reset to us (CVE-2025-8671).
+#[test]
+fn made_you_reset() {
+    let after_end = |n: u32| {
+        let id = 2 * n + 1;
+        let data = frame(Kind::Data, 0, id, b"more");
+        [connect(id), frame(Kind::Data, END_STREAM, id, b""), data].concat()
+    };
+    let update = |n: u32, by: u32| frame(Kind::WindowUpdate, 0, 2 * n + 1, &by.to_be_bytes());
+    let trailers = |n: u32| [connect(2 * n + 1), connect(2 * n + 1)].concat();
+    assert_eq!(flood(&mut server(), after_end, EARLY_RESETS), EARLY_RESETS);
+    assert_eq!(flood(&mut server(), trailers, EARLY_RESETS), EARLY_RESETS);
+    for by in [0, MAX_WINDOW] {
+        let piece = |n: u32| [connect(2 * n + 1), update(n, by)].concat();
+        assert_eq!(flood(&mut server(), piece, EARLY_RESETS), EARLY_RESETS);
+    }
 }
 
 #[test]
