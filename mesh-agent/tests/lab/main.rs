@@ -19,5 +19,6 @@ mod restart;
 mod rollout;
 mod sockets;
 mod stalled;
+mod streams;
 mod support;
 mod weights;
