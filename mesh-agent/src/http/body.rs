@@ -14,10 +14,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
-use http::HeaderMap;
+use http::header::TRANSFER_ENCODING;
+use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::time::Sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::error::HttpError;
 use super::incoming::{Incoming, IncomingError};
@@ -61,12 +63,16 @@ pub(super) struct RequestBody {
     inner: Option<Incoming>,
     expect: Option<(Arc<Gate>, Pin<Box<Sleep>>)>,
     progress: Rc<Progress>,
+    /// Ends the client's connection after this request; none without a body.
+    last: Option<CancellationToken>,
 }
 
 /// How far a request's body has got; outlives the body.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     done: Cell<bool>,
+    /// The client's body broke off, or was no legal one.
+    broken: Cell<bool>,
     bytes: Cell<u64>,
     /// Wakes the one who waits for the end.
     ended: Notify,
@@ -112,21 +118,29 @@ pub(super) type Deadline = Pin<Box<dyn Future<Output = ()>>>;
 // === impl RequestBody ===
 
 impl RequestBody {
-    /// Wraps a client's body; with a gate it waits for `100 Continue`.
-    pub(super) fn new(inner: Incoming, gate: Option<Arc<Gate>>) -> Self {
+    /// Wraps a client's body; with a gate it waits for `100 Continue`. `last` ends the client's
+    /// connection after the request.
+    pub(super) fn new(inner: Incoming, gate: Option<Arc<Gate>>, last: &CancellationToken) -> Self {
         let progress = Rc::new(Progress::default());
         if inner.is_end_stream() {
             progress.end();
-            return Self { inner: None, expect: None, progress };
+            return Self { inner: None, expect: None, progress, last: None };
         }
         let expect = gate.map(|gate| (gate, Box::pin(tokio::time::sleep(CONTINUE_WAIT))));
-        Self { inner: Some(inner), expect, progress }
+        Self { inner: Some(inner), expect, progress, last: Some(last.clone()) }
+    }
+
+    /// hyper sends no body with some methods unless it is told to.
+    pub(super) fn frame(&self, headers: &mut HeaderMap) {
+        if !self.is_end_stream() && self.size_hint().exact().is_none() {
+            headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
     }
 
     /// The same request's body once more, if it has none: then it can be sent again.
     pub(super) fn again(&self) -> Option<Self> {
         let progress = Rc::clone(&self.progress);
-        self.inner.is_none().then_some(Self { inner: None, expect: None, progress })
+        self.inner.is_none().then_some(Self { inner: None, expect: None, progress, last: None })
     }
 
     pub(super) fn progress(&self) -> Rc<Progress> {
@@ -163,9 +177,18 @@ impl Body for RequestBody {
         let Some(inner) = &mut self.inner else { return Poll::Ready(None) };
         let frame = ready!(Pin::new(&mut *inner).poll_frame(cx));
         let ended = frame.is_none() || inner.is_end_stream();
-        if let Some(Ok(data)) = frame.as_ref().map(|frame| frame.as_ref().map(Frame::data_ref)) {
-            let length = data.map_or(0, |data| data.len() as u64);
-            self.progress.bytes.set(self.progress.bytes.get() + length);
+        match &frame {
+            Some(Ok(frame)) => {
+                let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+                self.progress.bytes.set(self.progress.bytes.get() + length);
+                if let Some(last) = self.last.as_ref().filter(|_| frame.is_trailers()) {
+                    // hyper reads them up to CR LF CR LF, but takes LF LF for their end: what is
+                    // between may be a request to who sent them here, and gets no answer.
+                    last.cancel();
+                }
+            }
+            Some(Err(_)) => self.progress.broken.set(true),
+            None => {}
         }
         if ended {
             self.progress.end();
@@ -194,6 +217,11 @@ impl Progress {
     /// Whether the whole body has been handed on.
     pub(super) fn is_done(&self) -> bool {
         self.done.get()
+    }
+
+    /// Whether the client's body failed.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.get()
     }
 
     /// Bytes handed on so far.
@@ -287,7 +315,7 @@ impl ResponseBody {
 }
 
 /// `grpc-status`, from a head or from trailers.
-pub(super) fn grpc_status(headers: &HeaderMap) -> Option<&http::HeaderValue> {
+pub(super) fn grpc_status(headers: &HeaderMap) -> Option<&HeaderValue> {
     headers.get("grpc-status")
 }
 

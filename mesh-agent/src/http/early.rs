@@ -24,7 +24,7 @@ use http::{HeaderMap, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::body::Gate;
-use super::headers;
+use super::{headers, strict};
 
 /// Waiting ones per request; an endpoint that sends more, faster than they are taken, loses them.
 const MOST: usize = 16;
@@ -79,6 +79,7 @@ impl Early {
     fn put(&self, status: StatusCode, headers: &HeaderMap) {
         let mut headers = headers.clone();
         headers::strip_hop_by_hop(&mut headers, false);
+        strict::one_length(&mut headers, Some(status), false);
         let mut heads = self.heads();
         if heads.len() < MOST {
             heads.push_back((status, headers));

@@ -29,12 +29,18 @@ pub(super) enum HttpError {
     Local,
     /// The route's time-out passed.
     Timeout,
+    /// The request is not legal HTTP, in its head or in its body: look at the client.
+    Malformed,
+    /// The request's transfer coding is not spoken here.
+    Coding,
 }
 
 impl HttpError {
     pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::Malformed => StatusCode::BAD_REQUEST,
+            Self::Coding => StatusCode::NOT_IMPLEMENTED,
             Self::Protocol => StatusCode::BAD_GATEWAY,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Self::NoCluster
@@ -57,6 +63,7 @@ impl HttpError {
             Self::Protocol => ResponseFlag::UpstreamProtocolError,
             Self::Local => ResponseFlag::LocalReset,
             Self::Timeout => ResponseFlag::UpstreamTimeout,
+            Self::Malformed | Self::Coding => ResponseFlag::DownstreamProtocolError,
         }
     }
 
@@ -75,13 +82,16 @@ impl HttpError {
             Self::Protocol => reset("protocol_error"),
             Self::Local => reset("local_reset"),
             Self::Timeout => "response_timeout".to_owned(),
+            Self::Malformed | Self::Coding => "http.codec_error".to_owned(),
         }
     }
 
     /// What the client reads. `retried`: more than one attempt was made.
     pub(super) fn body(&self, retried: bool) -> String {
         let reason = match self {
-            Self::NoRoute | Self::NoCluster => return String::new(),
+            Self::NoRoute | Self::NoCluster | Self::Malformed | Self::Coding => {
+                return String::new();
+            }
             Self::NoHealthyUpstream => return "no healthy upstream".to_owned(),
             Self::Timeout => return "upstream request timeout".to_owned(),
             Self::Connect(error) => error.to_string(),

@@ -1,19 +1,19 @@
-//! The form in which a request's head goes to its endpoint: headers of the hop, path, authority, and
-//! the target as the endpoint's version of HTTP writes it. Pure.
+//! The form in which a request's head goes to its endpoint: path, authority, and the target as the
+//! endpoint's version of HTTP writes it. Pure.
 //!
 //! Invariant: authority precedence is the rewrite's, then the destination's, then the client's
 //! (istio-surface 1.1.1). Sources: RFC 9112 §3.2 (forms of the target), RFC 9113 §8.3.1.
 
 use std::net::SocketAddr;
 
-use http::header::HOST;
+use http::header::{CONNECTION, HOST, UPGRADE};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Uri, Version};
 
-use super::headers;
 use super::plan::Plan;
 use super::serve::HttpVersion;
+use super::{headers, strict};
 
 /// Where a request comes from.
 pub(super) struct Origin {
@@ -21,8 +21,6 @@ pub(super) struct Origin {
     pub(super) version: HttpVersion,
     /// The address that it dialled.
     pub(super) dialled: SocketAddr,
-    /// It asks for an upgrade.
-    pub(super) upgrade: bool,
 }
 
 /// Brings a head into the form that goes to the endpoint. `None`: it has no legal form.
@@ -32,10 +30,6 @@ pub(super) fn prepare(
     authority: Option<HeaderValue>,
     from: &Origin,
 ) -> Option<()> {
-    headers::strip_hop_by_hop(
-        &mut parts.headers,
-        from.upgrade && plan.version == HttpVersion::Http1,
-    );
     if let Some(path) = &plan.path {
         let before = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str).to_owned();
         headers::original_path(&mut parts.headers, &before);
@@ -64,6 +58,8 @@ fn http1(
     absolute: bool,
 ) -> Option<()> {
     headers::join_cookies(&mut parts.headers);
+    headers::keep_te_on_the_hop(&mut parts.headers);
+    strict::one_length(&mut parts.headers, None, false);
     let fallback = || HeaderValue::from_str(&dialled.to_string()).ok();
     parts.headers.insert(HOST, authority.or_else(fallback)?);
     if !absolute && parts.method != Method::CONNECT && parts.uri.authority().is_some() {
@@ -82,7 +78,9 @@ fn http2(parts: &mut Parts, authority: Option<HeaderValue>, dialled: SocketAddr)
     uri.scheme.get_or_insert(Scheme::HTTP);
     uri.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
     parts.uri = Uri::from_parts(uri).ok()?;
-    parts.headers.remove(HOST);
+    for name in [HOST, CONNECTION, UPGRADE] {
+        parts.headers.remove(name);
+    }
     parts.version = Version::HTTP_2;
     Some(())
 }

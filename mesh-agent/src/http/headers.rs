@@ -6,7 +6,9 @@
 use std::time::Duration;
 
 use http::header::{
-    CONNECTION, COOKIE, HeaderMap, HeaderName, HeaderValue, SERVER, TE, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
+    CONTENT_TYPE, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, MAX_FORWARDS, SERVER,
+    SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 
 use crate::model::HeaderOps;
@@ -22,9 +24,31 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
-/// Whether the head asks for a change of protocol (`Connection: upgrade`).
+/// Whether the head asks for a change of protocol (`Connection: upgrade`). To another version of
+/// HTTP nobody changes here: its requests would pass unseen (RFC 9110 §7.8 leaves it to the server).
 pub(super) fn asks_upgrade(headers: &HeaderMap) -> bool {
-    headers.contains_key(UPGRADE) && connection_names(headers).any(|name| name == "upgrade")
+    let mut lines = headers.get_all(UPGRADE).iter();
+    let (Some(protocols), None) = (lines.next(), lines.next()) else { return false };
+    let named = connection_options(headers).any(|name| name.eq_ignore_ascii_case(b"upgrade"));
+    let of_http = |protocol: &[u8]| {
+        let name = protocol.split(|byte| *byte == b'/').next().unwrap_or_default();
+        [&b"h2c"[..], b"h2", b"http"].iter().any(|http| name.eq_ignore_ascii_case(http))
+    };
+    named && !list(protocols).any(of_http)
+}
+
+/// Whether an answer switches to what was asked for, and to nothing else.
+pub(super) fn switches_to(asked: &HeaderValue, answer: &HeaderMap) -> bool {
+    let mut lines = answer.get_all(UPGRADE).iter();
+    let (Some(protocols), None) = (lines.next(), lines.next()) else { return false };
+    let mut protocols = list(protocols).filter(|protocol| !protocol.is_empty()).peekable();
+    let was_asked = |to: &[u8]| list(asked).any(|protocol| protocol.eq_ignore_ascii_case(to));
+    protocols.peek().is_some() && protocols.all(was_asked)
+}
+
+/// The elements of a comma-separated value. Bytes: one that is not ASCII must not hide the others.
+fn list(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
 /// Whether the content type is gRPC's.
@@ -47,7 +71,7 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
         .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"));
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> =
-            connection_names(headers).filter_map(|name| name.parse().ok()).collect();
+            connection_options(headers).filter_map(|name| name.try_into().ok()).collect();
         for name in named {
             if !(upgrade && name == UPGRADE) {
                 headers.remove(name);
@@ -67,13 +91,30 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
     }
 }
 
-fn connection_names(headers: &HeaderMap) -> impl Iterator<Item = String> {
-    headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(|name| name.trim().to_ascii_lowercase())
+fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    headers.get_all(CONNECTION).iter().flat_map(list)
+}
+
+/// `TE` is for the next hop only, and says so (RFC 9110 §10.1.4).
+pub(super) fn keep_te_on_the_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(TE) {
+        headers.append(CONNECTION, HeaderValue::from_static("te"));
+    }
+}
+
+/// Removes from trailers what only means something in a head (RFC 9110 §6.5.1).
+pub(super) fn strip_trailers(trailers: &mut HeaderMap) {
+    while let Some(name) = trailers.keys().find(|name| is_of_head(name)).cloned() {
+        trailers.remove(name);
+    }
+}
+
+/// Fields that frame, route, authenticate, or say how to read the content.
+fn is_of_head(name: &HeaderName) -> bool {
+    let of_hop = [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, TE, UPGRADE];
+    let of_message = [HOST, TRAILER, CONTENT_LENGTH, CONTENT_TYPE, CONTENT_ENCODING, CONTENT_RANGE];
+    let others = [CACHE_CONTROL, MAX_FORWARDS, AUTHORIZATION, SET_COOKIE];
+    of_hop.contains(name) || of_message.contains(name) || others.contains(name)
 }
 
 /// HTTP/2 splits cookies over several fields; HTTP/1.1 knows one (RFC 9113 §8.2.3).

@@ -12,7 +12,7 @@ use h2::client::{ResponseFuture, SendRequest};
 use h2::server::SendResponse;
 use h2::{Reason, SendStream};
 use http::header::{CONTENT_LENGTH, DATE};
-use http::{HeaderValue, Method, Request, Response};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -115,8 +115,8 @@ async fn answer(
     if let Some(length) = body.size_hint().exact()
         && !(head && length == 0)
         && !parts.status.is_informational()
-        && parts.status != http::StatusCode::NO_CONTENT
-        && parts.status != http::StatusCode::NOT_MODIFIED
+        && parts.status != StatusCode::NO_CONTENT
+        && parts.status != StatusCode::NOT_MODIFIED
     {
         parts.headers.entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
     }
@@ -196,6 +196,10 @@ pub(super) async fn exchange(
     }
     let head = poll_fn(|cx| {
         while let Poll::Ready(Some(Ok(informational))) = response.poll_informational(cx) {
+            if informational.status() == StatusCode::SWITCHING_PROTOCOLS {
+                // There is none in HTTP/2 (RFC 9113 §8.6).
+                return Poll::Ready(Err(Reason::PROTOCOL_ERROR.into()));
+            }
             early.pass(informational.status(), informational.headers(), gate.as_deref());
         }
         Pin::<&mut ResponseFuture>::new(&mut response).poll(cx)

@@ -7,6 +7,8 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream};
 use http_body::{Body, Frame, SizeHint};
 
+use super::headers;
+
 /// A request's body from a client, or a response's from an endpoint.
 #[derive(Debug)]
 pub(super) enum Incoming {
@@ -99,10 +101,16 @@ impl Body for Incoming {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, IncomingError>>> {
-        match &mut *self {
+        let frame = match &mut *self {
             Self::Http1(body) => Pin::new(body).poll_frame(cx).map_err(IncomingError::from),
             Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(IncomingError::from),
-        }
+        };
+        frame.map_ok(|mut frame| {
+            if let Some(trailers) = frame.trailers_mut() {
+                headers::strip_trailers(trailers);
+            }
+            frame
+        })
     }
 
     fn is_end_stream(&self) -> bool {

@@ -2,9 +2,9 @@
 //!
 //! `serve` reads requests from a connection, `outbound` alone holds the order of phases, `client`
 //! and `pool` hold the connections to endpoints. `plan`, `router`, `rewrite`, `form`, `headers`,
-//! `redirect`, `reply`, `retry` and `detect` are pure leaves. Not here: how an endpoint is reached (the
-//! [`Connect`] trait; the tunnel or plain TCP), which endpoint is chosen (`balance`), retries and
-//! faults that a route asks for.
+//! `redirect`, `reply`, `retry`, `strict` and `detect` are pure leaves; `HTTP.md` says which rules of
+//! HTTP are kept, and where. Not here: how an endpoint is reached (the [`Connect`] trait; the tunnel
+//! or plain TCP), which endpoint is chosen (`balance`), retries and faults that a route asks for.
 //!
 //! Invariants: a request loads `Live` once; bodies stream both ways and are never collected; what
 //! one source workload's requests hold (connections, streams) is never used for another's.
@@ -33,6 +33,7 @@ mod retry;
 mod rewrite;
 mod router;
 mod serve;
+mod strict;
 mod upgrade;
 
 #[cfg(test)]

@@ -10,10 +10,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{EXPECT, HOST};
+use http::header::{CONNECTION, EXPECT, HOST};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
 use tokio::time::Instant;
 
 use super::body::{Gate, Held, RequestBody, ResponseBody, grpc_status};
@@ -28,8 +29,8 @@ use super::plan::{Decision, Destination, Plan, decide};
 use super::pool::Lease;
 use super::router::Head;
 use super::serve::{Connection, HttpVersion};
-use super::upgrade::Handover;
-use super::{headers, reply, retry};
+use super::upgrade::{Handover, Switch};
+use super::{headers, reply, retry, strict};
 use crate::balance::{ActiveGuard, Ask, Live};
 use crate::model::{Endpoint, LoadBalancer, Readiness, ServiceKind};
 use crate::telemetry::{Reporter, RequestRecord, RequestStart, ResponseFlag};
@@ -43,16 +44,6 @@ struct Answer {
     lease: Lease,
     active: Option<ActiveGuard>,
     since: Instant,
-}
-
-/// Whether a request means to leave HTTP, and how.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Switch {
-    No,
-    /// `Upgrade`, answered by 101.
-    Upgrade,
-    /// `CONNECT` to a forward proxy outside the mesh, answered by 2xx.
-    Connect,
 }
 
 /// The last failure, and how many attempts there were.
@@ -73,6 +64,8 @@ pub(super) async fn respond<C: Connect>(
     let authority = authority_of(&parts);
     let authority_text = authority.as_ref().and_then(|value| value.to_str().ok()).unwrap_or("");
     let grpc = headers::is_grpc(&parts.headers);
+    let content = !body.is_end_stream();
+    let legal = strict::request(&parts, connection.version, content);
     let mut record = engine.shared.telemetry.request(RequestStart {
         reporter: Reporter::Source,
         source: &connection.facts.source,
@@ -81,11 +74,13 @@ pub(super) async fn respond<C: Connect>(
         authority: authority_text,
         grpc,
     });
+    let switch = Switch::of(connection.version, &parts, content);
+    // First of all: what the mesh adds is not the client's to name there.
+    headers::strip_hop_by_hop(&mut parts.headers, matches!(switch, Switch::Upgrade(_)));
     record.request_id(&headers::identify(
         &mut parts.headers,
         (engine.shared.draws.next(), engine.shared.draws.next()),
     ));
-    let switch = Switch::of(connection.version, &parts.method, &parts.headers);
     let head = Head {
         method: &parts.method,
         uri: &parts.uri,
@@ -94,9 +89,11 @@ pub(super) async fn respond<C: Connect>(
     };
     let draw = engine.shared.draws.next();
     let leaves = switch != Switch::No;
-    let decision = match (connection.version, &parts.method) {
+    let closes = legal.is_err() && connection.version == HttpVersion::Http1;
+    let decision = match (legal, connection.version, &parts.method) {
+        (Err(error), ..) => Decision::Fail(error),
         // hyper keeps such a stream to itself.
-        (HttpVersion::Http2, &Method::CONNECT) => Decision::Fail(HttpError::Local),
+        (_, HttpVersion::Http2, &Method::CONNECT) => Decision::Fail(HttpError::Local),
         _ => decide(&live.snapshot, connection, &head, (leaves, draw), &mut record),
     };
     let mut response = match decision {
@@ -110,6 +107,9 @@ pub(super) async fn respond<C: Connect>(
             flow.forward(parts, authority, body, record).await
         }
     };
+    if closes {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     *response.version_mut() = match connection.version {
         HttpVersion::Http1 => Version::HTTP_11,
         HttpVersion::Http2 => Version::HTTP_2,
@@ -136,28 +136,7 @@ pub(super) fn refused<C: Connect>(engine: &Engine<C>, connection: &Connection) {
 fn authority_of(parts: &Parts) -> Option<HeaderValue> {
     match parts.uri.authority() {
         Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
-        None => parts.headers.get(HOST).cloned(),
-    }
-}
-
-// === impl Switch ===
-
-impl Switch {
-    fn of(version: HttpVersion, method: &Method, headers: &HeaderMap) -> Self {
-        match version {
-            HttpVersion::Http1 if *method == Method::CONNECT => Self::Connect,
-            HttpVersion::Http1 if headers::asks_upgrade(headers) => Self::Upgrade,
-            HttpVersion::Http1 | HttpVersion::Http2 => Self::No,
-        }
-    }
-
-    /// Whether an answer of this status means that bytes follow.
-    fn happens(self, status: StatusCode) -> bool {
-        match self {
-            Self::No => false,
-            Self::Upgrade => status == StatusCode::SWITCHING_PROTOCOLS,
-            Self::Connect => status.is_success(),
-        }
+        None => parts.headers.get(HOST).filter(|host| !host.is_empty()).cloned(),
     }
 }
 
@@ -184,10 +163,13 @@ impl<C: Connect> Flow<'_, C> {
         mut record: RequestRecord,
     ) -> Response<ResponseBody> {
         let gate = self.gate(&mut parts);
-        let body = RequestBody::new(body, gate.clone());
+        let body = RequestBody::new(body, gate.clone(), &self.connection.last);
         let progress = body.progress();
         if self.prepared(&mut parts, authority).is_none() {
             return reply::failure(&HttpError::Local, false, self.grpc, record);
+        }
+        if self.plan.version == HttpVersion::Http1 {
+            body.frame(&mut parts.headers);
         }
         let mut deadline = self.plan.timeout.map(|timeout| progress.deadline(timeout));
         let attempts = self.attempts(Request::from_parts(parts, body), &mut record);
@@ -199,7 +181,10 @@ impl<C: Connect> Flow<'_, C> {
             },
         };
         match outcome {
-            Err(gave_up) => {
+            Err(mut gave_up) => {
+                if progress.is_broken() {
+                    gave_up.error = HttpError::Malformed;
+                }
                 record.received(progress.bytes());
                 if gave_up.attempts > retry::RETRIES {
                     record.flag(ResponseFlag::RetriesExhausted);
@@ -230,6 +215,10 @@ impl<C: Connect> Flow<'_, C> {
         if !expects {
             return None;
         }
+        if parts.version == Version::HTTP_10 {
+            parts.headers.remove(EXPECT);
+            return None;
+        }
         if self.plan.version == HttpVersion::Http2 {
             parts.headers.remove(EXPECT);
             self.early.tell_continue();
@@ -239,11 +228,8 @@ impl<C: Connect> Flow<'_, C> {
     }
 
     fn prepared(&self, parts: &mut Parts, authority: Option<HeaderValue>) -> Option<()> {
-        let from = Origin {
-            version: self.connection.version,
-            dialled: self.connection.facts.destination,
-            upgrade: self.switch == Switch::Upgrade,
-        };
+        let from =
+            Origin { version: self.connection.version, dialled: self.connection.facts.destination };
         form::prepare(parts, self.plan, authority, &from)
     }
 
@@ -265,11 +251,7 @@ impl<C: Connect> Flow<'_, C> {
             let since = Instant::now();
             let target = self.target(&endpoint);
             match self.engine.shared.client.send(&target, request, self.early).await {
-                Ok((response, _))
-                    if response.status().is_informational()
-                        && !self.switch.happens(response.status()) =>
-                {
-                    // Nobody asked for another protocol.
+                Ok((response, _)) if !self.is_legal(&response) => {
                     return Err(gave_up(HttpError::Protocol));
                 }
                 Ok((response, lease)) => return Ok(Answer { response, lease, active, since }),
@@ -334,6 +316,14 @@ impl<C: Connect> Flow<'_, C> {
 
     // === answering ===
 
+    /// Whether the head of an endpoint's answer may go on. Not so a change of protocol that nobody
+    /// asked for.
+    fn is_legal(&self, response: &Response<Incoming>) -> bool {
+        let (status, headers) = (response.status(), response.headers());
+        let goes_on = !status.is_informational() || self.switch.happens(status, headers);
+        goes_on && strict::response(headers, self.plan.version)
+    }
+
     fn answer(
         &self,
         response: Response<Incoming>,
@@ -341,8 +331,10 @@ impl<C: Connect> Flow<'_, C> {
         since: Instant,
     ) -> Response<ResponseBody> {
         let (mut head, body) = response.into_parts();
-        let switched = self.switch.happens(head.status);
-        headers::strip_hop_by_hop(&mut head.headers, switched && self.switch == Switch::Upgrade);
+        let switched = self.switch.happens(head.status, &head.headers);
+        let upgraded = switched && self.switch != Switch::Connect;
+        headers::strip_hop_by_hop(&mut head.headers, upgraded);
+        strict::one_length(&mut head.headers, Some(head.status), switched);
         if !self.plan.untouched {
             headers::answered(&mut head.headers, since.elapsed());
         }

@@ -45,6 +45,8 @@ pub enum ServeError {
 pub(super) struct Connection {
     pub(super) facts: ConnectionFacts,
     pub(super) version: HttpVersion,
+    /// Ends the connection after the request that it serves. Without effect in HTTP/2.
+    pub(super) last: CancellationToken,
     /// Filled by a response that upgrades.
     pub(super) handover: RefCell<Option<Handover>>,
 }
@@ -60,9 +62,10 @@ pub async fn serve<C: Connect, S: ByteStream + 'static>(
     version: HttpVersion,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
-    let connection = Rc::new(Connection { facts, version, handover: RefCell::default() });
+    let (last, handover) = (shutdown.child_token(), RefCell::default());
+    let connection = Rc::new(Connection { facts, version, last, handover });
     match version {
-        HttpVersion::Http1 => serve_http1(engine, io, connection, shutdown).await,
+        HttpVersion::Http1 => serve_http1(engine, io, connection).await,
         HttpVersion::Http2 => serve_http2(engine, io, connection, shutdown).await,
     }
 }
@@ -71,7 +74,6 @@ async fn serve_http1<C: Connect, S: ByteStream + 'static>(
     engine: &Engine<C>,
     io: S,
     connection: Rc<Connection>,
-    shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
     let current = Current::default();
     let service = service_fn(|request: Request<hyper::body::Incoming>| {
@@ -89,7 +91,7 @@ async fn serve_http1<C: Connect, S: ByteStream + 'static>(
     let mut http = http1::Builder::new().half_close(true).serve_connection(outlet, service);
     let ended = tokio::select! {
         ended = &mut http => ended,
-        () = shutdown.cancelled() => {
+        () = connection.last.cancelled() => {
             std::pin::Pin::new(&mut http).graceful_shutdown();
             (&mut http).await
         }

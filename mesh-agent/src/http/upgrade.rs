@@ -1,22 +1,67 @@
-//! After an upgrade (WebSocket and others): two byte streams, copied until both directions ended.
+//! Leaving HTTP (WebSocket, `CONNECT` and others): who may, and the two byte streams that are left,
+//! copied until both directions ended.
 //!
-//! Invariant: a half-close passes through; the record ends with the last byte.
+//! Invariant: nobody leaves who did not ask to, nor to another version of HTTP; a half-close passes
+//! through; the record ends with the last byte. Source: RFC 9110 §7.8 and §9.3.6.
 
+use http::header::UPGRADE;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use tokio::io::copy_bidirectional_with_sizes;
 use tokio::sync::oneshot;
 
 use super::body::Held;
 use super::connect::{ByteStream, Prefixed};
+use super::headers;
 use super::pool::Upgraded;
+use super::serve::HttpVersion;
 use crate::telemetry::ResponseFlag;
 
 /// Copy buffer per direction, in bytes.
 const BUFFER: usize = 16 * 1024;
 
+/// Whether a request means to leave HTTP, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Switch {
+    No,
+    /// `Upgrade` to one of these protocols, answered by 101.
+    Upgrade(HeaderValue),
+    /// `CONNECT` to a forward proxy outside the mesh, answered by 2xx.
+    Connect,
+}
+
 /// What the response of an upgrade leaves to the connection that it came on.
 pub(super) struct Handover {
     pub(super) upstream: oneshot::Receiver<Upgraded>,
     pub(super) held: Held,
+}
+
+// === impl Switch ===
+
+impl Switch {
+    /// HTTP/1.0 has no upgrade; one with content would need it to be read first (RFC 9110 §7.8).
+    pub(super) fn of(version: HttpVersion, parts: &Parts, content: bool) -> Self {
+        match version {
+            HttpVersion::Http2 => Self::No,
+            HttpVersion::Http1 if parts.method == Method::CONNECT => Self::Connect,
+            HttpVersion::Http1 if content || parts.version == Version::HTTP_10 => Self::No,
+            HttpVersion::Http1 if !headers::asks_upgrade(&parts.headers) => Self::No,
+            HttpVersion::Http1 => {
+                parts.headers.get(UPGRADE).cloned().map_or(Self::No, Self::Upgrade)
+            }
+        }
+    }
+
+    /// Whether an answer means that bytes follow.
+    pub(super) fn happens(&self, status: StatusCode, headers: &HeaderMap) -> bool {
+        match self {
+            Self::No => false,
+            Self::Upgrade(asked) => {
+                status == StatusCode::SWITCHING_PROTOCOLS && headers::switches_to(asked, headers)
+            }
+            Self::Connect => status.is_success(),
+        }
+    }
 }
 
 /// Copies until both sides are done.

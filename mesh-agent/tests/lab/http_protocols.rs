@@ -1,7 +1,7 @@
 //! HTTP/1 as it is spoken in the wild passes between nodes as bytes that mean the same.
 
 use serde_json::{Value, json};
-use xtask::lab::Pod;
+use xtask::lab::{Lab, Pod};
 
 use crate::support::{self, SHOP};
 
@@ -33,7 +33,7 @@ spec:
 "#;
 
 /// Sends bytes and returns what came back until `until` was in it; without it, until the end.
-fn talk(client: &Pod, send: &str, until: Option<&str>) -> String {
+pub(crate) fn talk(client: &Pod, send: &str, until: Option<&str>) -> String {
     ask(client, &json!({"host": "server", "send": send, "until": until}))
 }
 
@@ -62,13 +62,18 @@ fn field<'a>(seen: &'a Value, name: &str) -> Vec<&'a str> {
 #[test]
 fn http1_passes_as_it_is_spoken() {
     let Some(lab) = support::lab(2) else { return };
-    let code = json!(include_str!("http_server.py")).to_string();
-    let manifests = [SHOP, "---", &SERVER.replace("CODE", &code)].join("\n");
-    support::apply(&lab, &manifests, &["shop/client", "shop/server"]);
-    let client = lab.pod("shop/client").unwrap();
+    let client = served(&lab);
     requests(&client);
     answers(&client);
     exchanges(&client);
+}
+
+/// Starts the server, and gives the client on the first node.
+pub(crate) fn served(lab: &Lab) -> Pod {
+    let code = json!(include_str!("http_server.py")).to_string();
+    let manifests = [SHOP, "---", &SERVER.replace("CODE", &code)].join("\n");
+    support::apply(lab, &manifests, &["shop/client", "shop/server"]);
+    lab.pod("shop/client").unwrap()
 }
 
 fn requests(client: &Pod) {

@@ -59,6 +59,19 @@ class Handler(socketserver.StreamRequestHandler):
             elif path == "/cut":
                 self.say("HTTP/1.1 200 OK\ncontent-length: 100\n\nonly this")
                 return
+            elif path == "/lengths":
+                self.say("HTTP/1.1 200 OK\ncontent-length: 2\ncontent-length: 40\n\nhi")
+            elif path == "/signed":
+                self.say("HTTP/1.1 200 OK\ncontent-length: +2\n\nhi")
+            elif path == "/both":
+                self.say("HTTP/1.1 200 OK\ncontent-length: 40\ntransfer-encoding: chunked\n\n0\n\n")
+            elif path == "/twice":
+                self.say("HTTP/1.1 200 OK\ncontent-length: 2\n\nhi" * 2)
+            elif path == "/switch":
+                self.say("HTTP/1.1 101 Switching Protocols\nupgrade: h2c\nconnection: upgrade\n\n")
+            elif path == "/old":
+                self.say("hello, this is HTTP/0.9\n\n")
+                return
             elif path == "/cookies":
                 self.say("HTTP/1.1 200 OK\nset-cookie: a=1\nset-cookie: b=2\ncontent-length: 0\n\n")
             else:

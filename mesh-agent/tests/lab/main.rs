@@ -8,6 +8,7 @@
 mod config_errors;
 mod enrolment;
 mod envoy;
+mod hostile_http;
 mod hostile_peers;
 mod http_protocols;
 mod identity;

@@ -3,6 +3,11 @@
 
 mod early;
 mod failure;
+mod hostile;
+mod hostile_http2;
+mod hostile_http2_endpoint;
+mod hostile_request;
+mod hostile_response;
 mod protocol;
 mod routing;
 mod split;
