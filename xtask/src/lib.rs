@@ -4,6 +4,7 @@
 
 pub mod bench;
 pub mod build;
+pub mod corpus;
 pub mod demo;
 pub mod lab;
 pub mod peers;

@@ -6,15 +6,19 @@
 //! untouched, and what the agent leaves behind when it stops refuses rather than leaks.
 //!
 //! `probe` asks the kernel, `pins` and `loader` put the programs in place, `enroll`, `network`
-//! and `netlink` take a pod in, `netns`, `socket` and `dial` make sockets in it, `pods` finds it.
+//! and `netlink` take a pod in, `netns`, `socket` and `dial` make sockets in it, `pods` finds it, `origin`
+//! reads the kernel's records.
 
 mod dial;
 mod enroll;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod loader;
 mod netlink;
 mod netns;
 mod network;
+mod origin;
 mod pins;
 mod pods;
 mod probe;
@@ -28,7 +32,7 @@ use std::time::Duration;
 
 use aya::maps::{Map, MapData, PerCpuArray, SkStorage};
 use mesh_common::counter::Counter;
-use mesh_common::maps::{self, ACCEPTED, OriginalDestination};
+use mesh_common::maps::{self, OriginalDestination};
 use tokio::net::TcpStream;
 
 use dial::Dialer;
@@ -169,10 +173,11 @@ impl Capture {
 
     /// Where the application meant to connect, for a socket accepted on an outbound listener.
     ///
-    /// `None` for a connection that was not captured: somebody dialled the listener itself.
+    /// `None` for a connection that was not captured: somebody dialled the listener itself. Never
+    /// one of the mesh's own ports, nor an address inside the pod.
     pub fn original_destination(&self, socket: &impl AsFd) -> Option<SocketAddr> {
         let origin = self.origins.get(&socket.as_fd().as_raw_fd(), 0).ok()?;
-        (origin.kind == ACCEPTED).then(|| SocketAddr::new(origin.ip.into(), origin.port))
+        origin::destination(&origin)
     }
 
     /// Connects as a pod would, uncaptured. To be called on a runtime with I/O and time.

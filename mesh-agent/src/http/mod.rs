@@ -21,6 +21,8 @@ mod early;
 mod engine;
 mod error;
 mod form;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod headers;
 mod http2;
 mod incoming;

@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_common::ports;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
@@ -76,9 +75,6 @@ pub(super) async fn serve(worker: &Rc<Worker>, accepted: Accepted) {
         tracing::warn!(pod = %pod.name, "connection of a pod without configuration refused");
         return reset_tcp(client);
     };
-    if ports::is_mesh(target.port()) {
-        return reset_tcp(client);
-    }
     let service = service_of(&live, target);
     let protocol = protocol_of(&live, target, service.as_ref());
     let facts = Facts { pod, source, live, peer: unmapped(peer), target, service };
