@@ -8,6 +8,8 @@ mod api;
 mod compile;
 mod diagnostic;
 mod folder;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod objects;
 mod parse;
 mod translate;
