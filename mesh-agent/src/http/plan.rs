@@ -88,7 +88,11 @@ pub(super) fn decide<'a>(
             record.route(&rule.name, entry.map(|entry| &*entry.name));
             match &rule.action {
                 Action::Redirect(redirect) => {
-                    let location = redirect::location(redirect, entry, head, host.port);
+                    // A client that names no host (HTTP/1.0) knows the address.
+                    let dialled = facts.destination.to_string();
+                    let authority = Some(head.authority).filter(|named| !named.is_empty());
+                    let head = Head { authority: authority.unwrap_or(&dialled), ..*head };
+                    let location = redirect::location(redirect, entry, &head, host.port);
                     return Decision::Redirect(location, redirect.code, &rule.response_headers);
                 }
                 Action::Direct(direct) => {

@@ -16,7 +16,7 @@ pub use policy::{MtlsMode, PeerPolicy};
 pub use route::{
     Action, DirectResponse, Forward, HeaderEdit, HeaderOps, HostPattern, HttpMatch, HttpRule,
     KeyMatch, PathRewrite, Redirect, RedirectPath, RedirectPort, Rewrite, StringMatch,
-    VirtualService, Visibility, WeightedDestination, path_of,
+    VirtualService, Visibility, WeightedDestination, is_authority, path_of,
 };
 pub use service::{Endpoint, Protocol, Readiness, Service, ServiceKey, ServiceKind, ServicePort};
 pub use snapshot::{MeshSettings, Snapshot};

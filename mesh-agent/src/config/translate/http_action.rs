@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use http::StatusCode;
+use http::uri::{PathAndQuery, Scheme};
 
 use super::headers::{header_value, headers};
 use super::http_match::regex;
@@ -14,7 +15,8 @@ use super::{Scope, port_number};
 use crate::config::api;
 use crate::config::diagnostic::Report;
 use crate::model::{
-    DirectResponse, PathRewrite, Redirect, RedirectPath, RedirectPort, Rewrite, WeightedDestination,
+    DirectResponse, PathRewrite, Redirect, RedirectPath, RedirectPort, Rewrite,
+    WeightedDestination, is_authority,
 };
 
 /// Largest body of a direct response, as in Istio's validation; a larger one is an error.
@@ -113,8 +115,12 @@ pub(super) fn rewrite(
             None
         }
         Some(rewrite) => regex_rewrite(&rewrite, &format!("{field}.uriRegexRewrite"), report),
-        None => (!found.uri.is_empty()).then(|| PathRewrite::Uri(found.uri.as_str().into())),
+        None => {
+            check_target(&found.uri, &format!("{field}.uri"), report);
+            (!found.uri.is_empty()).then(|| PathRewrite::Uri(found.uri.as_str().into()))
+        }
     };
+    check_authority(&found.authority, &format!("{field}.authority"), report);
     let own = (!found.authority.is_empty())
         .then(|| header_value(&found.authority, &format!("{field}.authority"), report))
         .flatten();
@@ -134,6 +140,8 @@ fn regex_rewrite(
         return None;
     }
     let pattern = regex(&found.r#match, &found.r#match, &format!("{field}.match"), report)?;
+    // Each group is a part of a path, so what it brings is legal.
+    check_target(&found.rewrite, &format!("{field}.rewrite"), report);
     match replacement(&found.rewrite, pattern.captures_len()) {
         Ok(replacement) => Some(PathRewrite::Regex { pattern, replacement: replacement.into() }),
         Err(message) => {
@@ -165,6 +173,21 @@ fn replacement(text: &str, groups: usize) -> Result<String, String> {
         }
     }
     Ok(out)
+}
+
+/// Whether the text can stand in the target of a request.
+fn check_target(text: &str, field: &str, report: &mut Report) {
+    if text.contains('#') || format!("/{text}").parse::<PathAndQuery>().is_err() {
+        let message = format!("`{text}` cannot stand in a path: percent-encode what is not legal");
+        report.error(field, message);
+    }
+}
+
+/// Whether the text is a host, perhaps with a port, if it is not empty.
+fn check_authority(text: &str, field: &str, report: &mut Report) {
+    if !text.is_empty() && !is_authority(text) {
+        report.error(field, format!("`{text}` is not a host, nor a host and a port"));
+    }
 }
 
 /// `redirect`.
@@ -203,6 +226,10 @@ pub(super) fn redirect(found: api::Redirect, field: &str, report: &mut Report) -
         report.error(format!("{field}.redirectCode"), message);
         StatusCode::MOVED_PERMANENTLY
     });
+    check_authority(&found.authority, &format!("{field}.authority"), report);
+    if !found.scheme.is_empty() && found.scheme.parse::<Scheme>().is_err() {
+        report.error(format!("{field}.scheme"), format!("`{}` is not a scheme", found.scheme));
+    }
     let redirect = Redirect {
         path,
         authority: text(&found.authority),

@@ -2,7 +2,12 @@
 //!
 //! Each asserts what must hold for any input, not only that nothing panics.
 
+mod bytes;
 pub mod detect;
+mod objects;
+mod reference;
+pub mod router;
+mod table;
 
 #[cfg(test)]
 mod tests;

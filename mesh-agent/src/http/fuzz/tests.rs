@@ -4,3 +4,8 @@
 fn corpus_of_detect() {
     xtask::corpus::run("detect", 5000, super::detect::run);
 }
+
+#[test]
+fn corpus_of_the_router() {
+    xtask::corpus::run("router", 1000, super::router::run);
+}

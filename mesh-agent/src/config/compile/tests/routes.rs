@@ -302,6 +302,29 @@ fn mistakes_are_named_by_field() {
 }
 
 #[test]
+fn what_is_no_part_of_a_url_is_named() {
+    check_spec(
+        r#"
+  hosts: [cart]
+  http:
+  - redirect: { uri: /a, authority: 'a b', scheme: 'ht tp' }
+  - redirect: { uri: '/a b#c', authority: 'a.example:81', scheme: https }
+  - rewrite: { uri: '/a b', authority: 'u@cart' }
+    route: [{ destination: { host: cart } }]
+  - rewrite: { uriRegexRewrite: { match: '(a)', rewrite: '/\1#' } }
+    route: [{ destination: { host: cart } }]
+"#,
+        expect![[r#"
+            error VirtualService shop/cart spec.http[0].redirect.authority: `a b` is not a host, nor a host and a port
+            error VirtualService shop/cart spec.http[0].redirect.scheme: `ht tp` is not a scheme
+            error VirtualService shop/cart spec.http[2].rewrite.authority: `u@cart` is not a host, nor a host and a port
+            error VirtualService shop/cart spec.http[2].rewrite.uri: `/a b` cannot stand in a path: percent-encode what is not legal
+            error VirtualService shop/cart spec.http[3].rewrite.uriRegexRewrite.rewrite: `/\1#` cannot stand in a path: percent-encode what is not legal
+        "#]],
+    );
+}
+
+#[test]
 fn hosts_belong_to_the_oldest() {
     check(
         "
