@@ -6,6 +6,7 @@ pub mod bench;
 pub mod build;
 pub mod corpus;
 pub mod demo;
+pub mod fuzz;
 pub mod lab;
 pub mod peers;
 pub mod setup;

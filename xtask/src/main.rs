@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use xtask::tool::say;
-use xtask::{bench, build, demo, lab, setup, test, tidy};
+use xtask::{bench, build, demo, fuzz, lab, setup, test, tidy};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about)]
@@ -30,6 +30,8 @@ enum Command {
     Test(test::TestArgs),
     /// Check the house rules
     Tidy(tidy::TidyArgs),
+    /// Feed one fuzz target (needs nightly and cargo-fuzz)
+    Fuzz(fuzz::FuzzArgs),
     /// Measure
     Bench(bench::BenchArgs),
 }
@@ -59,6 +61,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         }
         Command::Test(args) => test::test(&args),
         Command::Tidy(args) => tidy::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Bench(args) => {
             setup::run_setup(&setup::SetupArgs { build_only: true, ..Default::default() })?;
             bench::run(&args)

@@ -4,6 +4,9 @@
 
 mod bytes;
 pub mod detect;
+mod endpoint;
+pub mod http1;
+mod message;
 mod objects;
 mod reference;
 pub mod router;

@@ -9,3 +9,8 @@ fn corpus_of_detect() {
 fn corpus_of_the_router() {
     xtask::corpus::run("router", 1000, super::router::run);
 }
+
+#[test]
+fn corpus_of_http1() {
+    xtask::corpus::run("http1", 1000, super::http1::run);
+}
