@@ -3,6 +3,7 @@
 //!
 //! Invariant: a [`Snapshot`] is a value. Once published, nothing in it changes.
 
+mod authority;
 mod identity;
 mod policy;
 mod route;
@@ -11,12 +12,13 @@ mod snapshot;
 mod traffic;
 mod workload;
 
+pub use authority::is_authority;
 pub use identity::{SpiffeError, SpiffeId};
 pub use policy::{MtlsMode, PeerPolicy};
 pub use route::{
     Action, DirectResponse, Forward, HeaderEdit, HeaderOps, HostPattern, HttpMatch, HttpRule,
     KeyMatch, PathRewrite, Redirect, RedirectPath, RedirectPort, Rewrite, StringMatch,
-    VirtualService, Visibility, WeightedDestination, is_authority, path_of,
+    VirtualService, Visibility, WeightedDestination, path_of,
 };
 pub use service::{Endpoint, Protocol, Readiness, Service, ServiceKey, ServiceKind, ServicePort};
 pub use snapshot::{MeshSettings, Snapshot};

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{HeaderName, HeaderValue};
-use http::uri::Authority;
 use http::{StatusCode, Uri};
 use regex::Regex;
 
@@ -336,34 +335,5 @@ pub fn path_of(uri: &Uri) -> &str {
     match uri.path() {
         "" => "/",
         path => path,
-    }
-}
-
-/// Whether a `Host` or `:authority` is what RFC 9112 §3.2 lets it be: a host, perhaps a port. User
-/// information is none of it (RFC 9110 §4.2.4).
-pub fn is_authority(text: &str) -> bool {
-    let Ok(authority) = text.parse::<Authority>() else { return false };
-    let host = authority.host();
-    let port = text.strip_prefix(host).and_then(|rest| match rest.strip_prefix(':') {
-        Some(port) => Some(port),
-        None => rest.is_empty().then_some(rest),
-    });
-    !host.is_empty() && port.is_some_and(|port| port.bytes().all(|digit| digit.is_ascii_digit()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_authority;
-
-    #[test]
-    fn an_authority_is_a_host_and_perhaps_a_port() {
-        for good in ["web", "web:80", "web.shop.", "10.0.0.1:80", "[fd00::1]:80", "[fd00::1]", "a:"]
-        {
-            assert!(is_authority(good), "{good}");
-        }
-        for bad in ["", ":80", "a b", "a/b", "user@web", "a:b", "a:1:2", "[fd00::1", "a\"", "a,b "]
-        {
-            assert!(!is_authority(bad), "{bad}");
-        }
     }
 }
