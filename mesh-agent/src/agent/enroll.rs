@@ -2,7 +2,8 @@
 //!
 //! Invariant: a running pod is enrolled last (certificate and listeners are there first), and only
 //! an enrolled pod is announced; a pod that leaves the mesh is taken from the announcement before
-//! its capture ends, so that no source tunnels to a pod that is not listening.
+//! its capture ends, so that no source tunnels to a pod that is not listening; once another agent has
+//! taken over, pods and announcement are that agent's.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -81,7 +82,8 @@ impl Enroller {
         }
     }
 
-    /// Reconciles at every snapshot and every [`SCAN`], until `stop`.
+    /// Reconciles at every snapshot and every [`SCAN`], until `stop` or until another agent takes
+    /// over.
     pub(super) async fn run(
         mut self,
         mut snapshots: watch::Receiver<Arc<Snapshot>>,
@@ -93,8 +95,15 @@ impl Enroller {
         let mut local = self.local(&snapshot);
         let mut configured = false;
         loop {
+            if !self.shared.capture.is_in_charge() {
+                tracing::info!("another agent has taken over, this one drains");
+                return;
+            }
             self.reconcile(&snapshot, &local).await;
             if let Some(ready) = self.ready.take_if(|_| configured) {
+                if let Err(error) = self.shared.capture.settle() {
+                    tracing::error!(%error, "cannot remove what another version has left");
+                }
                 // Nobody waits any more: the agent stops.
                 let _ = ready.send(());
             }

@@ -36,6 +36,9 @@ pub enum CaptureError {
         /// The pin.
         path: PathBuf,
     },
+    /// Another agent's programs run in the links: what is pinned is that agent's to change.
+    #[error("another agent has taken over this node")]
+    TakenOver,
     /// Files of the cgroup or bpf file system.
     #[error("{action} {path}")]
     File {

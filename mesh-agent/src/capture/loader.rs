@@ -27,10 +27,13 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/me
 /// Programs attached to the cgroup, by the names of their functions.
 const CGROUP_PROGRAMS: [&str; 5] =
     ["tcp_callback", "getpeername4", "getpeername6", "connect4", "connect6"];
+/// The one by which an agent is known to be in charge: attached last.
+const LAST_PROGRAM: &str = "connect6";
 /// Program attached to each pod's network namespace.
 pub(super) const INBOUND_PROGRAM: &str = "steer_inbound";
 
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
@@ -163,6 +166,18 @@ pub(super) fn update_inbound(ebpf: &mut Ebpf, pin: &Path) -> Result<bool, Captur
     update(pin, &program)
 }
 
+/// Whether a pod's network namespace is still there, whosever program its link runs.
+pub(super) fn is_attached(pin: &Path) -> Result<bool, CaptureError> {
+    Ok(link_info(pin)?.is_some_and(|info| info.netns_inode != 0))
+}
+
+/// Whether it is these programs that run in the links at the cgroup.
+pub(super) fn is_in_charge(ebpf: &Ebpf, pins: &Pins) -> Result<bool, CaptureError> {
+    let program = ebpf.program(LAST_PROGRAM).ok_or(ProgramError::NotLoaded)?;
+    let own = program.info()?.id();
+    Ok(link_info(&pins.link(LAST_PROGRAM))?.is_some_and(|info| info.program == own))
+}
+
 fn pin_link(link: FdLink, pin: &Path) -> Result<(), CaptureError> {
     link.pin(pin).map_err(|error| CaptureError::file("pin", pin)(io::Error::other(error)))?;
     Ok(())
@@ -171,11 +186,7 @@ fn pin_link(link: FdLink, pin: &Path) -> Result<(), CaptureError> {
 /// Puts a program into a pinned link. `false` if there is none, or if what it was attached to is
 /// gone ("Link has been severed"); the pin is then removed.
 fn update(pin: &Path, program: &ProgramFd) -> Result<bool, CaptureError> {
-    let link = match object(pin) {
-        Ok(link) => link,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(CaptureError::file("open", pin)(error)),
-    };
+    let Some(link) = pinned(pin)? else { return Ok(false) };
     match update_link(link.as_fd(), program.as_fd()) {
         Ok(()) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
@@ -188,11 +199,7 @@ fn update(pin: &Path, program: &ProgramFd) -> Result<bool, CaptureError> {
 
 /// Detaches and unpins a link, at once; it is no error if it is absent.
 pub(super) fn detach(pin: &Path) -> Result<(), CaptureError> {
-    let link = match object(pin) {
-        Ok(link) => link,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(CaptureError::file("open", pin)(error)),
-    };
+    let Some(link) = pinned(pin)? else { return Ok(()) };
     // Removing the pin alone would detach some time later: the kernel frees links in a worker.
     if let Err(error) = detach_link(link.as_fd())
         && error.raw_os_error() != Some(libc::ENOLINK)
@@ -200,6 +207,20 @@ pub(super) fn detach(pin: &Path) -> Result<(), CaptureError> {
         return Err(CaptureError::file("detach", pin)(error));
     }
     fs::remove_file(pin).map_err(CaptureError::file("remove", pin))
+}
+
+fn link_info(pin: &Path) -> Result<Option<LinkInfo>, CaptureError> {
+    let Some(link) = pinned(pin)? else { return Ok(None) };
+    info(link.as_fd()).map(Some).map_err(CaptureError::file("read", pin))
+}
+
+/// A pinned link, if there is one.
+fn pinned(pin: &Path) -> Result<Option<OwnedFd>, CaptureError> {
+    match object(pin) {
+        Ok(link) => Ok(Some(link)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(CaptureError::file("open", pin)(error)),
+    }
 }
 
 /// `union bpf_attr` for `BPF_OBJ_GET`.
@@ -219,6 +240,27 @@ struct LinkAttr {
     old_program: u32,
 }
 
+/// `union bpf_attr` for `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+struct InfoAttr {
+    object: u32,
+    length: u32,
+    info: u64,
+}
+
+/// Beginning of `struct bpf_link_info`; the last two fields are those of a network namespace's link.
+#[derive(Default)]
+#[repr(C)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    padding: u32,
+    /// 0 once the namespace is gone.
+    netns_inode: u32,
+    attach_type: u32,
+}
+
 fn object(pin: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(pin.as_os_str().as_bytes())?;
     let attr = ObjectAttr { path: path.as_ptr() as u64, fd: 0, flags: 0 };
@@ -231,6 +273,21 @@ fn object(pin: &Path) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just given us this descriptor; nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    let mut info = LinkInfo::default();
+    let attr = InfoAttr {
+        object: link.as_raw_fd() as u32,
+        length: size_of::<LinkInfo>() as u32,
+        info: (&raw mut info) as u64,
+    };
+    // SAFETY: the attribute is live and as long as said; `info` outlives the call, which writes at
+    // most `length` octets of plain numbers into it.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw const attr, size_of::<InfoAttr>())
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(info) }
 }
 
 fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {

@@ -95,8 +95,10 @@ pub struct Capture {
 impl Capture {
     /// Loads, pins and attaches the kernel programs, or takes over from another agent.
     ///
-    /// Pods that are enrolled stay so: their links run this agent's program at once, and their
-    /// connections are refused until [`Capture::enroll`] brings them listeners.
+    /// Pods that are enrolled stay so. After an agent of the same layout version their links run
+    /// this agent's program at once; after another, whose maps this one cannot fill, they do so
+    /// with [`Capture::enroll`], and with [`Capture::settle`] in the end. Without an agent and without
+    /// listeners their connections are refused.
     ///
     /// # Errors
     /// What the kernel refuses, or [`CaptureError::Layout`] for pins of an incompatible agent.
@@ -106,6 +108,7 @@ impl Capture {
             tracing::warn!(%cgroup, "the agent is outside the captured cgroup: no destinations");
         }
         let pins = Pins::create(&options.pin_dir)?;
+        let _alone = pins.lock()?;
         let mut ebpf = loader::load(options, &pins)?;
         let mut take = |name: &'static str| {
             let missing = || aya::maps::MapError::InvalidName { name: name.to_owned() };
@@ -121,7 +124,7 @@ impl Capture {
         let ranges = open(maps::EXCLUDED_RANGES, &mut take)?;
         let listeners = open(maps::LISTENERS, &mut take)?;
         let mut tables = Tables { ebpf, pods, pending, inbound, ports, ranges, listeners };
-        adopt(&mut tables, &pins)?;
+        adopt(&mut tables, &pins, pins.other_versions().is_empty())?;
         let own_cookie =
             socket::netns_cookie().map_err(CaptureError::network("ask for the cookie"))?;
         Ok(Self { pins, own_cookie, tables: Mutex::new(tables), dialer, origins, counters })
@@ -131,7 +134,8 @@ impl Capture {
     ///
     /// # Errors
     /// [`CaptureError::NoAddress`], [`CaptureError::HostNetwork`], or what the kernel refuses;
-    /// then the pod is left as it would be after [`Capture::withdraw`].
+    /// then the pod is left as it would be after [`Capture::withdraw`]. [`CaptureError::TakenOver`]:
+    /// the pod is left as it is.
     pub fn enroll(
         &self,
         net: &PodNet,
@@ -142,25 +146,60 @@ impl Capture {
         }
         let listeners = enroll::listen(net, settings)?;
         let pin = self.pins.inbound(net.cookie());
-        let done = lock(&self.tables).add(net, settings, &listeners, &pin);
-        match done {
-            Ok(()) => Ok(listeners),
-            Err(error) => {
-                if let Err(error) = self.withdraw(net.cookie(), &settings.ips) {
-                    tracing::warn!(%error, "cannot undo a failed enrolment");
-                }
-                Err(error)
+        let done = self.in_charge(|tables| {
+            let done = tables.add(net, settings, &listeners, &pin);
+            if done.is_err()
+                && let Err(error) = tables.remove(net.cookie(), &settings.ips, &pin)
+            {
+                tracing::warn!(%error, "cannot undo a failed enrolment");
             }
-        }
+            done
+        });
+        done.map(|()| listeners)
     }
 
     /// Leaves a pod's new connections alone. Open ones live on as long as the agent proxies
     /// them; when the last is gone, call [`Capture::restore`]. Also for pods that are gone.
     ///
     /// # Errors
-    /// What the kernel refuses.
+    /// What the kernel refuses, or [`CaptureError::TakenOver`].
     pub fn withdraw(&self, cookie: u64, ips: &[IpAddr]) -> Result<(), CaptureError> {
-        lock(&self.tables).remove(cookie, ips, &self.pins.inbound(cookie))
+        self.in_charge(|tables| tables.remove(cookie, ips, &self.pins.inbound(cookie)))
+    }
+
+    /// The pods of the node are enrolled: ends what another layout version has left, in the links
+    /// of other pods and in pins.
+    ///
+    /// # Errors
+    /// What the kernel refuses, or [`CaptureError::TakenOver`].
+    pub fn settle(&self) -> Result<(), CaptureError> {
+        let others = self.pins.other_versions();
+        if others.is_empty() {
+            return Ok(());
+        }
+        self.in_charge(|tables| {
+            adopt(tables, &self.pins, true)?;
+            others.iter().try_for_each(|folder| pins::remove_folder(folder))
+        })
+    }
+
+    /// Whether no other agent has taken over.
+    pub fn is_in_charge(&self) -> bool {
+        // If in doubt, go on: what it does is asked again under the lock.
+        loader::is_in_charge(&lock(&self.tables).ebpf, &self.pins).unwrap_or(true)
+    }
+
+    /// Changes the pinned maps and links, if they are still this agent's to change.
+    fn in_charge(
+        &self,
+        change: impl FnOnce(&mut Tables) -> Result<(), CaptureError>,
+    ) -> Result<(), CaptureError> {
+        let _alone = self.pins.lock()?;
+        let mut tables = lock(&self.tables);
+        if !loader::is_in_charge(&tables.ebpf, &self.pins)? {
+            return Err(CaptureError::TakenOver);
+        }
+        change(&mut tables)
     }
 
     /// Takes the routes, rules and settings out of a withdrawn pod's network namespace.
@@ -238,11 +277,17 @@ impl Capture {
     }
 }
 
-/// Makes pods' links run this agent's program and forgets pods whose namespace is gone.
-fn adopt(tables: &mut Tables, pins: &Pins) -> Result<(), CaptureError> {
+/// Forgets pods whose namespace is gone, and with `update` makes the others' links run this agent's
+/// program.
+fn adopt(tables: &mut Tables, pins: &Pins, update: bool) -> Result<(), CaptureError> {
     let mut alive = Vec::new();
     for cookie in pins.inbound_cookies() {
-        if loader::update_inbound(&mut tables.ebpf, &pins.inbound(cookie))? {
+        let pin = pins.inbound(cookie);
+        let is_alive = match update {
+            true => loader::update_inbound(&mut tables.ebpf, &pin)?,
+            false => loader::is_attached(&pin)?,
+        };
+        if is_alive {
             alive.push(cookie);
         }
     }

@@ -1,7 +1,8 @@
 //! Where maps and links are pinned, so that they outlive the agent.
 //!
 //! `shared/` holds maps whose layout is frozen, `links/` the attachments, `<version>/` the maps
-//! of one layout version. The invariant: `remove_all` leaves nothing of ours below the folder.
+//! of one layout version. The invariants: `remove_all` leaves nothing of ours below the folder; of
+//! two agents with the same folder one at a time changes what is in it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -56,6 +57,22 @@ impl Pins {
         self.root.join("links")
     }
 
+    /// Waits until no other agent changes what is pinned here, and keeps others from it until the
+    /// file is closed.
+    pub(super) fn lock(&self) -> Result<fs::File, CaptureError> {
+        let folder = fs::File::open(&self.root).and_then(|folder| {
+            folder.lock()?;
+            Ok(folder)
+        });
+        folder.map_err(CaptureError::file("lock", &self.root))
+    }
+
+    /// Folders of maps of other layout versions.
+    pub(super) fn other_versions(&self) -> Vec<PathBuf> {
+        let own = [self.shared(), self.links(), self.versioned()];
+        folders_in(&self.root).filter(|folder| !own.contains(folder)).collect()
+    }
+
     /// Pin of a link at the cgroup.
     pub(super) fn link(&self, program: &str) -> PathBuf {
         self.links().join(program)
@@ -85,12 +102,7 @@ impl Pins {
         }
         // Versions that this agent does not know are removed too. A fresh bpf file system also
         // holds two files of the kernel's (`maps.debug`, `progs.debug`), which go with it.
-        for folder in names_in(root).into_iter().filter(|path| path.is_dir()) {
-            for pin in names_in(&folder) {
-                fs::remove_file(&pin).map_err(CaptureError::file("remove", &pin))?;
-            }
-            fs::remove_dir(&folder).map_err(CaptureError::file("remove", &folder))?;
-        }
+        folders_in(root).try_for_each(|folder| remove_folder(&folder))?;
         if is_bpffs(root) && !root.starts_with(BPFFS) && is_mount_point(root) {
             umount2(root, MntFlags::empty())
                 .map_err(|errno| CaptureError::file("unmount", root)(errno.into()))?;
@@ -106,6 +118,18 @@ impl Pins {
 
 fn names_in(folder: &Path) -> Vec<PathBuf> {
     fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+fn folders_in(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    names_in(folder).into_iter().filter(|path| path.is_dir())
+}
+
+/// Unpins all that is in a folder, and removes it.
+pub(super) fn remove_folder(folder: &Path) -> Result<(), CaptureError> {
+    for pin in names_in(folder) {
+        fs::remove_file(&pin).map_err(CaptureError::file("remove", &pin))?;
+    }
+    fs::remove_dir(folder).map_err(CaptureError::file("remove", folder))
 }
 
 fn is_bpffs(folder: &Path) -> bool {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mesh_agent::capture::{Capture, CaptureError, MapSizes, PodNet, local_pods};
+use mesh_common::maps::LAYOUT_VERSION;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::lab::{
@@ -27,14 +28,17 @@ pub(crate) fn run(cgroup: PathBuf, pins: PathBuf) {
     check("dial from a pod", || dial_from_pod(&lab, &capture));
     check("other pods are untouched", || nothing_captured(&lab));
     check("withdraw", || withdraw(&lab, &capture));
-    check("restart", || restart(&lab, capture));
+    let capture = check("hand-over", || hand_over(&lab, capture));
+    check("hand-over from another layout", || other_layout(&lab, capture, &pins));
+    check("restart", || restart(&lab));
     check("cleanup", || cleanup(&lab, &pins));
     check("afterwards nothing is captured", || nothing_captured(&lab));
 }
 
-fn check(name: &str, run: impl FnOnce()) {
-    run();
+fn check<T>(name: &str, run: impl FnOnce() -> T) -> T {
+    let result = run();
     println!("capture: {name} ... ok");
+    result
 }
 
 fn count(capture: &Capture, name: &str) -> u64 {
@@ -511,34 +515,79 @@ fn assert_unprepared(net: &PodNet) {
     }
 }
 
-fn restart(lab: &Lab, capture: Arc<Capture>) {
+/// The next agent starts while this one runs, as in a rolling update.
+fn hand_over(lab: &Lab, capture: Arc<Capture>) -> Arc<Capture> {
     let listeners = capture.enroll(&lab.a, &Lab::settings_a()).unwrap();
     let listeners_b = capture.enroll(&lab.b, &Lab::settings_b()).unwrap();
     let (old_a, old_b) = (lab.agent(&capture, listeners), lab.agent(&capture, listeners_b));
     let mut open = Client::connect(&lab.a, "11.2.3.4:80").unwrap();
     let counted = count(&capture, "outbound_captured");
+    assert!(capture.is_in_charge());
 
-    // The next agent starts while this one runs, as in a rolling update.
     let next = Arc::new(Capture::start(&lab.options).unwrap());
     let a = next.enroll(&lab.a, &Lab::settings_a()).unwrap();
     let b = next.enroll(&lab.b, &Lab::settings_b()).unwrap();
     let (a, b) = (lab.agent(&next, a), lab.agent(&next, b));
+    taken_over(lab, &capture);
     drop(old_a);
     drop(old_b);
     drop(capture);
     assert!(open.is_alive());
     assert_eq!(open.peer(), "11.2.3.4:80");
     for n in 0..100 {
-        captured(lab, arbitrary(n));
-        let client = Client::connect(&lab.node, &format!("{POD_B}:8080")).unwrap();
-        assert_eq!(client.greeting, format!("plaintext {POD_B}:8080 {NODE_AT_B}"));
+        served(lab, n);
     }
     assert!(count(&next, "outbound_captured") >= counted + 100, "counters go on");
-
-    // Stopped without a successor: what was enrolled is refused, not let through.
     drop(a);
     drop(b);
-    drop(next);
+    next
+}
+
+/// The old agent leaves alone what is the next one's: a pod that it enrolled late would lose its
+/// listeners with it.
+fn taken_over(lab: &Lab, old: &Capture) {
+    assert!(!old.is_in_charge());
+    let enrolled = old.enroll(&lab.b, &Lab::settings_b());
+    assert!(matches!(enrolled, Err(CaptureError::TakenOver)), "{enrolled:?}");
+    let withdrawn = old.withdraw(lab.b.cookie(), &Lab::settings_b().ips);
+    assert!(matches!(withdrawn, Err(CaptureError::TakenOver)), "{withdrawn:?}");
+    assert!(matches!(old.settle(), Ok(()) | Err(CaptureError::TakenOver)));
+}
+
+/// The old agent's maps are of a version that the next one does not know.
+fn other_layout(lab: &Lab, old: Arc<Capture>, pins: &Path) {
+    let old_a = lab.agent(&old, old.enroll(&lab.a, &Lab::settings_a()).unwrap());
+    let old_b = lab.agent(&old, old.enroll(&lab.b, &Lab::settings_b()).unwrap());
+    std::fs::rename(pins.join(LAYOUT_VERSION), pins.join("v0")).unwrap();
+    let next = Arc::new(Capture::start(&lab.options).unwrap());
+    // Nobody is without listeners while the next one brings its own.
+    served(lab, 1);
+    taken_over(lab, &old);
+    let a = lab.agent(&next, next.enroll(&lab.a, &Lab::settings_a()).unwrap());
+    served(lab, 2);
+    let b = lab.agent(&next, next.enroll(&lab.b, &Lab::settings_b()).unwrap());
+    served(lab, 3);
+    next.settle().unwrap();
+    assert!(!pins.join("v0").exists());
+    drop(old_a);
+    drop(old_b);
+    drop(old);
+    for n in 4..10 {
+        served(lab, n);
+    }
+    drop(a);
+    drop(b);
+}
+
+/// Both pods are captured, one by its outbound side, one by its inbound side.
+fn served(lab: &Lab, seed: u32) {
+    captured(lab, arbitrary(seed));
+    let client = Client::connect(&lab.node, &format!("{POD_B}:8080")).unwrap();
+    assert_eq!(client.greeting, format!("plaintext {POD_B}:8080 {NODE_AT_B}"));
+}
+
+/// Stopped without a successor: what was enrolled is refused, not let through.
+fn restart(lab: &Lab) {
     let _app = lab.app(&lab.b, "[::]:8080");
     refused(&lab.a, &format!("{NODE}:8080"));
     refused(&lab.node, &format!("{POD_B}:8080"));

@@ -1,24 +1,7 @@
 //! Issue 8, line 3: what is not enrolled is untouched; enrolling and withdrawing break no open
 //! connection.
 
-use crate::support::{self, SHOP, SHOP_PODS};
-
-/// Holds one connection to the echo's TCP port and sends each line that it is given.
-const HOLDER: &str = r#"
-import socket, sys, os, time
-s = socket.create_connection((sys.argv[1], 9000), 20)
-s.settimeout(20)
-print("connected", flush=True)
-for line in sys.stdin:
-    s.sendall(line.encode())
-    got = b""
-    while len(got) < len(line):
-        part = s.recv(1000)
-        if not part:
-            print("closed", flush=True); sys.exit(1)
-        got += part
-    print(got.decode().strip(), flush=True)
-"#;
+use crate::support::{self, HOLDER, SHOP, SHOP_PODS};
 
 /// Holds one HTTP connection and makes a request on it for every line.
 const KEEP_ALIVE: &str = r#"
@@ -97,29 +80,4 @@ fn enrolling_and_withdrawing_break_no_open_connection() {
     let mut after = client.converse(&["python3", "-c", HOLDER, "far.shop"]).unwrap();
     assert_eq!(after.line().unwrap(), "connected");
     assert_eq!(after.ask("six").unwrap(), "six");
-}
-
-#[test]
-fn the_next_agent_takes_over_from_one_that_was_killed() {
-    let Some(lab) = support::lab(2) else { return };
-    support::apply(&lab, SHOP, SHOP_PODS);
-    let client = lab.pod("shop/client").unwrap();
-    let asks = || {
-        let output = client.exec(&["curl", "-sS", "--max-time", "20", "http://far.shop/"]).unwrap();
-        output.status.success().then_some(output.stdout)
-    };
-    assert!(asks().is_some());
-    for node in ["node1", "node2"] {
-        lab.restart_agent(node).unwrap();
-        let answer = support::eventually("the next agent serves the pods", || {
-            asks().filter(|answer| answer.starts_with(b"{"))
-        });
-        let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
-        let remote: std::net::SocketAddr = answer["remote"].as_str().unwrap().parse().unwrap();
-        assert!(client.ips.contains(&remote.ip().to_canonical()), "through the mesh: {answer}");
-    }
-    let status = lab.meshctl("node1", &["-o", "json", "status"]).unwrap();
-    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
-    let captured = &status["capture"]["counters"]["outbound_captured"];
-    assert!(captured.as_u64().unwrap() >= 1, "still captured, not passed by: {status}");
 }
