@@ -63,11 +63,20 @@ fn http1(
     let fallback = || HeaderValue::from_str(&dialled.to_string()).ok();
     parts.headers.insert(HOST, authority.or_else(fallback)?);
     if !absolute && parts.method != Method::CONNECT && parts.uri.authority().is_some() {
-        let target = parts.uri.path_and_query().cloned();
-        parts.uri = Uri::from(target.unwrap_or_else(|| PathAndQuery::from_static("/")));
+        parts.uri = Uri::from(origin_form(parts.uri.path_and_query())?);
     }
     parts.version = Version::HTTP_11;
     Some(())
+}
+
+/// The target without scheme and authority, behind which the path may have been left out (RFC 9112
+/// §3.2.1): then its text begins with a query, or is empty, which reads as `/`.
+fn origin_form(target: Option<&PathAndQuery>) -> Option<PathAndQuery> {
+    match target.map_or("/", PathAndQuery::as_str) {
+        "/" => Some(PathAndQuery::from_static("/")),
+        text if text.starts_with(['/', '*']) => target.cloned(),
+        text => format!("/{text}").parse().ok(),
+    }
 }
 
 fn http2(parts: &mut Parts, authority: Option<HeaderValue>, dialled: SocketAddr) -> Option<()> {

@@ -368,6 +368,18 @@ fn targets() {
             &["OPTIONS * HTTP/1.1|host: web||", NEXT_SEEN],
         ),
         ("a fragment is dropped", "POST /#x HTTP/1.1\r\nhost: web\r\n\r\n", BOTH, seen("", "")),
+        (
+            "an absolute target without a path",
+            "POST http://web#x HTTP/1.1\r\nhost: web\r\n\r\n",
+            BOTH,
+            seen("", ""),
+        ),
+        (
+            "an absolute target with a query in place of a path",
+            "POST http://web?x HTTP/1.1\r\nhost: web\r\n\r\n",
+            &["200 POST /?x", NEXT_TOLD],
+            &["POST /?x HTTP/1.1|host: web||", NEXT_SEEN],
+        ),
         ("CONNECT without a port", "CONNECT web HTTP/1.1\r\nhost: web\r\n\r\n", REFUSED, &[]),
         ("CONNECT with an empty port", "CONNECT web: HTTP/1.1\r\nhost: web\r\n\r\n", REFUSED, &[]),
         ("CONNECT with port 0", "CONNECT web:0 HTTP/1.1\r\nhost: web\r\n\r\n", REFUSED, &[]),
