@@ -40,7 +40,7 @@ const DEBIAN_LINTS: [Package; 2] = [
 ];
 
 /// Packages that the lab, the demo and the tests use.
-const LAB: [Package; 10] = [
+const LAB: [Package; 16] = [
     Package { name: "iproute2", file: "ip", why: "nodes and pods of the lab" },
     Package { name: "nftables", file: "nft", why: "virtual IPs in the lab" },
     Package { name: "nginx-light", file: "nginx", why: "an application of the demo" },
@@ -51,6 +51,17 @@ const LAB: [Package; 10] = [
     Package { name: "util-linux", file: "nsenter", why: "commands inside a pod" },
     Package { name: "python3", file: "python3", why: "small clients in the lab's tests" },
     Package { name: "openssl", file: "openssl", why: "foreign TLS peers" },
+    // Without a service where there is a package without one.
+    Package {
+        name: "postgresql",
+        file: "pg_ctlcluster",
+        why: "an application in the mesh, its client",
+    },
+    Package { name: "mariadb-server-core", file: "mariadbd", why: "an application in the mesh" },
+    Package { name: "mariadb-client-core", file: "mariadb", why: "its client" },
+    Package { name: "redis-tools", file: "redis-check-rdb", why: "an application and its client" },
+    Package { name: "mosquitto", file: "mosquitto", why: "an application in the mesh" },
+    Package { name: "mosquitto-clients", file: "mosquitto_pub", why: "its client" },
 ];
 
 /// A C compiler: `ring`, `aws-lc-sys` and the linking of any Rust program need it.
@@ -191,8 +202,10 @@ fn install_packages(missing: &[&Package], toolchain_missing: bool) -> anyhow::Re
         return Ok(());
     }
     let mut install = Command::new("apt-get");
-    // RUNLEVEL=1: a package's service is not started. Another apt may hold the lock: wait.
+    // A package's service is not started: RUNLEVEL stops init scripts, SYSTEMD_OFFLINE systemctl.
     install.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1");
+    install.env("SYSTEMD_OFFLINE", "1");
+    // Another apt may hold the lock: wait.
     install.args(["-qq", "-o", "DPkg::Lock::Timeout=300", "install", "-y"]);
     run(install.arg("--no-install-recommends").args(wanted))
 }

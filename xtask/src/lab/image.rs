@@ -3,6 +3,8 @@
 //! An image is a few files on top of the machine's own file system and the command that its
 //! maker gave it. There are no registries and no layers.
 
+mod servers;
+
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
@@ -69,9 +71,14 @@ fn entry(image: &str) -> anyhow::Result<Image> {
             programs: vec![(fortio()?, "/usr/bin/fortio".into())],
             ..Image::default()
         }),
+        "postgres" => servers::postgres(),
+        "mariadb" => servers::mariadb(),
+        "redis" => servers::redis(),
+        "eclipse-mosquitto" => servers::mosquitto(),
         _ => anyhow::bail!(
             "{image} is not among the lab's images: nginx, wesleywillians/nginx-ab (:b), \
-             curlimages/curl, malha/echo, fortio/fortio, busybox, alpine, debian"
+             curlimages/curl, malha/echo, fortio/fortio, postgres, mariadb, redis, \
+             eclipse-mosquitto, busybox, alpine, debian"
         ),
     }
 }
