@@ -380,6 +380,12 @@ fn targets() {
             &["200 POST /?x", NEXT_TOLD],
             &["POST /?x HTTP/1.1|host: web||", NEXT_SEEN],
         ),
+    ]);
+}
+
+#[test]
+fn targets_of_connect() {
+    check(&[
         ("CONNECT without a port", "CONNECT web HTTP/1.1\r\nhost: web\r\n\r\n", REFUSED, &[]),
         ("CONNECT with an empty port", "CONNECT web: HTTP/1.1\r\nhost: web\r\n\r\n", REFUSED, &[]),
         ("CONNECT with port 0", "CONNECT web:0 HTTP/1.1\r\nhost: web\r\n\r\n", REFUSED, &[]),
