@@ -13,3 +13,4 @@ pub mod setup;
 pub mod test;
 pub mod tidy;
 pub mod tool;
+pub mod vm;

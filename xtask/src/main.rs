@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use xtask::tool::say;
-use xtask::{bench, build, demo, fuzz, lab, setup, test, tidy};
+use xtask::{bench, build, demo, fuzz, lab, setup, test, tidy, vm};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about)]
@@ -32,6 +32,8 @@ enum Command {
     Tidy(tidy::TidyArgs),
     /// Feed one fuzz target (needs nightly and cargo-fuzz)
     Fuzz(fuzz::FuzzArgs),
+    /// Run a command under another kernel, in a virtual machine
+    Vm(vm::VmArgs),
     /// Measure
     Bench(bench::BenchArgs),
 }
@@ -62,6 +64,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Test(args) => test::test(&args),
         Command::Tidy(args) => tidy::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Vm(args) => vm::run(&args),
         Command::Bench(args) => {
             setup::run_setup(&setup::SetupArgs { build_only: true, ..Default::default() })?;
             bench::run(&args)

@@ -64,6 +64,14 @@ const LAB: [Package; 16] = [
     Package { name: "mosquitto-clients", file: "mosquitto_pub", why: "its client" },
 ];
 
+/// Another kernel in a virtual machine.
+const VM: [Package; 4] = [
+    Package { name: "qemu-system-x86", file: "qemu-system-x86_64", why: "other kernels" },
+    Package { name: "busybox-static", file: "busybox", why: "their first program" },
+    Package { name: "cpio", file: "cpio", why: "their first files" },
+    Package { name: "kmod", file: "modprobe", why: "their modules" },
+];
+
 /// A C compiler: `ring`, `aws-lc-sys` and the linking of any Rust program need it.
 const C_COMPILER: Package = Package { name: "gcc", file: "cc", why: "linking, C in crates" };
 
@@ -127,6 +135,8 @@ pub fn run_setup(args: &SetupArgs) -> anyhow::Result<()> {
     missing.extend((!C_COMPILER.installed()).then_some(&C_COMPILER));
     if !args.build_only {
         missing.extend(LAB.iter().filter(|package| !package.installed()));
+        let vm = if cfg!(target_arch = "x86_64") { &VM[..] } else { &[] };
+        missing.extend(vm.iter().filter(|package| !package.installed()));
         missing.extend(DEBIAN_LINTS.iter().filter(|package| debian && !package.installed()));
     }
     // The linker is built against the compiler's LLVM.

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail as the test does")]
 
 mod applications;
+mod bad_wire;
 mod config_errors;
 mod enrolment;
 mod envoy;

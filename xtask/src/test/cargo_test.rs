@@ -4,6 +4,7 @@
 //! without libtest writes `NAME ... ok` for each test, and fails as a whole.
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -54,6 +55,13 @@ struct Package {
     targets: Vec<Target>,
 }
 
+/// One of cargo's messages.
+#[derive(Deserialize)]
+struct Artifact {
+    target: Target,
+    executable: Option<PathBuf>,
+}
+
 #[derive(Deserialize)]
 struct Target {
     name: String,
@@ -97,8 +105,23 @@ impl Tests<'_> {
         if let Some(threads) = self.threads {
             command.arg(format!("--test-threads={threads}"));
         }
-        execute(&mut command, &mut std::io::stderr())
+        execute(&mut command)
     }
+}
+
+/// Test programs of these integration tests, as far as they exist; builds them.
+pub(super) fn programs(names: &[&str]) -> anyhow::Result<Vec<PathBuf>> {
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--no-run", "--message-format=json"]);
+    for target in targets()?.iter().filter(|name| names.contains(&name.as_str())) {
+        command.args(["--test", target]);
+    }
+    let text = output(&mut command)?;
+    let artifacts = text.lines().filter_map(|line| serde_json::from_str::<Artifact>(line).ok());
+    Ok(artifacts
+        .filter(|artifact| names.contains(&artifact.target.name.as_str()))
+        .filter_map(|artifact| artifact.executable)
+        .collect())
 }
 
 /// Names of the workspace's integration tests.
@@ -110,8 +133,12 @@ fn targets() -> anyhow::Result<Vec<String>> {
     Ok(tests.map(|target| target.name).collect())
 }
 
-/// Runs a command, counting its lines and passing them on to `sink`.
-fn execute(command: &mut Command, sink: &mut impl Write) -> anyhow::Result<Outcome> {
+/// Runs a command whose output is a test program's, counts its lines and passes them on.
+pub(super) fn execute(command: &mut Command) -> anyhow::Result<Outcome> {
+    count_lines(command, &mut std::io::stderr())
+}
+
+fn count_lines(command: &mut Command, sink: &mut impl Write) -> anyhow::Result<Outcome> {
     writeln!(sink, "$ {}", shown(command))?;
     let (reader, writer) = std::io::pipe()?;
     // One pipe for both keeps their lines in order.
@@ -145,7 +172,7 @@ fn execute(command: &mut Command, sink: &mut impl Write) -> anyhow::Result<Outco
     let status = child.wait()?;
     if !status.success() && outcome.failed == 0 {
         outcome.failed = 1;
-        outcome.problems.push(format!("cargo test: {status}"));
+        outcome.problems.push(format!("tests: {status}"));
     }
     Ok(outcome)
 }
@@ -250,14 +277,14 @@ mod tests {
     }
 
     fn script(script: &str) -> Outcome {
-        execute(Command::new("sh").args(["-c", script]), &mut Vec::new()).unwrap()
+        count_lines(Command::new("sh").args(["-c", script]), &mut Vec::new()).unwrap()
     }
 
     #[test]
     fn a_command_that_fails_without_a_count_has_failed() {
         let outcome = script("echo no compiler; exit 101");
         assert_eq!(outcome.failed, 1);
-        assert_eq!(outcome.problems, ["cargo test: exit status: 101"]);
+        assert_eq!(outcome.problems, ["tests: exit status: 101"]);
     }
 
     #[test]

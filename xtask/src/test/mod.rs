@@ -8,6 +8,7 @@
 mod cargo_test;
 mod skip;
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
@@ -16,9 +17,9 @@ use clap::{Args, ValueEnum};
 pub use skip::{privileged, skipped};
 
 use crate::setup::{SetupArgs, run_setup};
-use crate::tool::{cargo, run, say, workspace};
-use crate::{bench, build, tidy};
-use cargo_test::{Tests, Which};
+use crate::tool::{cargo, own_program, run, say, workspace};
+use crate::{bench, build, tidy, vm};
+use cargo_test::{Tests, Which, execute, programs};
 
 /// Workspaces of their own beside the root's, as other compilers build them.
 const OTHER_WORKSPACES: [&str; 2] = ["mesh-ebpf/Cargo.toml", "mesh-agent/fuzz/Cargo.toml"];
@@ -63,6 +64,8 @@ enum Stage {
     Corpus,
     /// The kernel accepts the programs
     Kernel,
+    /// An older kernel captures, and the mesh bears a bad wire
+    Vm,
     /// Whole meshes in network namespaces
     Lab,
     /// The load generator works
@@ -137,9 +140,7 @@ fn summary(rows: &[Row]) -> String {
 fn sum(rows: &[Row]) -> Outcome {
     let mut sum = Outcome::default();
     for (_, outcome, _) in rows {
-        sum.passed += outcome.passed;
-        sum.failed += outcome.failed;
-        sum.skipped += outcome.skipped;
+        sum.add(outcome.clone());
     }
     sum
 }
@@ -166,7 +167,7 @@ impl TestArgs {
             Stage::Fmt | Stage::Tidy | Stage::Clippy | Stage::Corpus | Stage::Bench => {
                 self.filter.is_none()
             }
-            Stage::Build | Stage::Unit | Stage::Kernel | Stage::Lab => true,
+            Stage::Build | Stage::Unit | Stage::Kernel | Stage::Vm | Stage::Lab => true,
         };
         chosen && fits
     }
@@ -182,13 +183,14 @@ impl Stage {
             Self::Unit => "unit",
             Self::Corpus => "corpus",
             Self::Kernel => "kernel",
+            Self::Vm => "vm",
             Self::Lab => "lab",
             Self::Bench => "bench",
         }
     }
 
     fn is_test(self) -> bool {
-        matches!(self, Self::Unit | Self::Corpus | Self::Kernel | Self::Lab)
+        matches!(self, Self::Unit | Self::Corpus | Self::Kernel | Self::Vm | Self::Lab)
     }
 
     fn needs_build(self) -> bool {
@@ -215,6 +217,7 @@ impl Stage {
                 Ok(outcome)
             }
             Self::Kernel => tests(Which::Named(&KERNEL_TARGETS), Some(1)).run(),
+            Self::Vm => under_another_kernel(filter),
             Self::Lab => tests(Which::Named(&LAB_TARGETS), Some(args.labs)).run(),
             Self::Bench => bench::smoke().map(|()| Outcome::one()),
         }
@@ -241,7 +244,33 @@ fn clippy() -> anyhow::Result<Outcome> {
     Ok(Outcome::one())
 }
 
+/// The capture's tests under the kernel of the virtual machine, and those of the lab that need what
+/// only that one has; both are built on this machine.
+fn under_another_kernel(filter: Option<&str>) -> anyhow::Result<Outcome> {
+    if let Some(obstacle) = vm::obstacle() {
+        skipped(&format!("vm: {obstacle}"));
+        return Ok(Outcome { skipped: 1, ..Outcome::default() });
+    }
+    let mut outcome = Outcome::default();
+    for (name, more) in [("capture", None), ("lab", Some("--ignored"))] {
+        for program in programs(&[name])? {
+            let mut command = Command::new(own_program()?);
+            command.args(["vm", "--"]).arg(program).args(filter).args(more);
+            let part = execute(command.args(["--format=pretty", "--test-threads=1"]))?;
+            outcome.add(part);
+        }
+    }
+    Ok(outcome)
+}
+
 impl Outcome {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+        self.problems.extend(other.problems);
+    }
+
     /// A check that is not made of tests has passed.
     fn one() -> Self {
         Self { passed: 1, ..Self::default() }
@@ -272,13 +301,14 @@ mod tests {
 
     #[test]
     fn everything_runs_in_the_order_of_speed() {
-        let all = ["fmt", "tidy", "build", "clippy", "unit", "corpus", "kernel", "lab", "bench"];
+        let all =
+            ["fmt", "tidy", "build", "clippy", "unit", "corpus", "kernel", "vm", "lab", "bench"];
         assert_eq!(stages(&[]), all);
     }
 
     #[test]
     fn a_filter_leaves_tests_and_what_they_need() {
-        assert_eq!(stages(&["weights"]), ["build", "unit", "kernel", "lab"]);
+        assert_eq!(stages(&["weights"]), ["build", "unit", "kernel", "vm", "lab"]);
         assert_eq!(stages(&["weights", "--stage", "build,lab"]), ["build", "lab"]);
     }
 
