@@ -40,7 +40,7 @@ const DEBIAN_LINTS: [Package; 2] = [
 ];
 
 /// Packages that the lab, the demo and the tests use.
-const LAB: [Package; 16] = [
+const LAB: [Package; 17] = [
     Package { name: "iproute2", file: "ip", why: "nodes and pods of the lab" },
     Package { name: "nftables", file: "nft", why: "virtual IPs in the lab" },
     Package { name: "nginx-light", file: "nginx", why: "an application of the demo" },
@@ -52,17 +52,15 @@ const LAB: [Package; 16] = [
     Package { name: "python3", file: "python3", why: "small clients in the lab's tests" },
     Package { name: "openssl", file: "openssl", why: "foreign TLS peers" },
     // Without a service where there is a package without one.
-    Package {
-        name: "postgresql",
-        file: "pg_ctlcluster",
-        why: "an application in the mesh, its client",
-    },
+    Package { name: "postgresql", file: "pg_ctlcluster", why: "an application in the mesh" },
+    Package { name: "python3-psycopg2", file: PSYCOPG2, why: "its client" },
     Package { name: "mariadb-server-core", file: "mariadbd", why: "an application in the mesh" },
     Package { name: "mariadb-client-core", file: "mariadb", why: "its client" },
     Package { name: "redis-tools", file: "redis-check-rdb", why: "an application and its client" },
     Package { name: "mosquitto", file: "mosquitto", why: "an application in the mesh" },
     Package { name: "mosquitto-clients", file: "mosquitto_pub", why: "its client" },
 ];
+const PSYCOPG2: &str = "/usr/lib/python3/dist-packages/psycopg2/__init__.py";
 
 /// Another kernel in a virtual machine.
 const VM: [Package; 4] = [

@@ -100,7 +100,8 @@ impl Container {
         let log = OpenOptions::new().create(true).append(true).open(self.log(sandbox))?;
         let mut command = host::command("nsenter");
         command.arg(format!("--net={}", host::netns_path(&sandbox.netns).display()));
-        command.args(["unshare", "--mount", "--uts", "--propagation", "private"]);
+        // --ipc: what a database shares by System V's means ends with it, however it ends.
+        command.args(["unshare", "--mount", "--uts", "--ipc", "--propagation", "private"]);
         command.args(["sh", "-c", START, "container"]);
         command.arg(procs).arg(&base).args([&sandbox.hostname, &self.plan.directory]);
         command.args(self.variables(sandbox)).args(&self.plan.command);
@@ -131,7 +132,15 @@ impl Container {
             self.pid().with_context(|| format!("container {} is not running", self.plan.name))?;
         let mut command = host::command("sh");
         command.args(["-c", JOIN, "enter"]).arg(self.procs(sandbox)?);
-        command.args(["nsenter", "--target", &pid.to_string(), "--mount", "--uts", "--net"]);
+        command.args([
+            "nsenter",
+            "--target",
+            &pid.to_string(),
+            "--mount",
+            "--uts",
+            "--ipc",
+            "--net",
+        ]);
         command.args(["env", "-i"]).args(self.variables(sandbox)).args(words);
         Ok(command)
     }

@@ -13,6 +13,8 @@ echo "$hostname" >/proc/sys/kernel/hostname
 root=$base/root
 mount -t overlay overlay -o "lowerdir=/,upperdir=$base/upper,workdir=$base/work" "$root"
 mount --rbind /dev "$root/dev"
+# Shared memory of a program that is killed stays as a file: here it goes with the container.
+mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
 mount --bind /proc "$root/proc"
 mount -t sysfs sysfs "$root/sys"
 mount -t tmpfs -o mode=755 tmpfs "$root/run"

@@ -11,8 +11,9 @@ printf %s "${POSTGRES_PASSWORD:?is not set}" >"$data.password"
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=localhost \
     -keyout /etc/ssl/private/ssl-cert-snakeoil.key -out /etc/ssl/certs/ssl-cert-snakeoil.pem
 umask 022
-chmod 711 /etc/ssl/private
+# It may have been there before, with the package's own mode.
 chmod 600 /etc/ssl/private/ssl-cert-snakeoil.key
+chmod 711 /etc/ssl/private
 chown 65534:65534 "$data" "$data.password" /etc/ssl/*/ssl-cert-snakeoil.*
 setpriv $owner "$bin/initdb" -D "$data" --username=postgres --pwfile="$data.password" \
     --auth=scram-sha-256 --locale=C.UTF-8 --no-sync --no-instructions
