@@ -1,12 +1,16 @@
 //! What a client speaks, from its first bytes. Pure; the caller reads, and waits only for a short
 //! time, because in a server-first protocol (SMTP, MySQL) the client says nothing at first.
 //!
+//! A method alone is not HTTP: Redis takes `GET key` on a line, RTSP and SIP have `OPTIONS` and a
+//! version of their own. So the request line is looked at to its end.
+//!
 //! Invariant: bytes that are decided stay decided; [`Detected::NeedMore`] only while the bytes are
 //! a proper prefix of something. Sources: RFC 9112 §3 (request line), RFC 9113 §3.4 (preface),
 //! RFC 8446 §5.1 (record header).
 
-/// Read no more than this for detection: the longest method that is tried for, and a blank.
-pub const PREFIX_LIMIT: usize = 24;
+/// Read no more than this for detection. A request line that is longer is taken for HTTP: nothing
+/// else that begins like it has lines of that length.
+pub const PREFIX_LIMIT: usize = 1024;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// A TLS record: handshake, then major version 3.
@@ -48,20 +52,48 @@ pub enum Detected {
     NeedMore,
 }
 
-/// Looks at the first bytes of a connection.
+/// Looks at the first bytes of a connection that may speak anything.
 pub fn detect(bytes: &[u8]) -> Detected {
-    let may_be = |whole: &[u8]| bytes.len() < whole.len() && whole.starts_with(bytes);
     if bytes.starts_with(PREFACE) {
         Detected::Http2
     } else if METHODS.iter().any(|method| bytes.starts_with(method)) {
-        Detected::Http1
+        request_line(bytes)
     } else if bytes.starts_with(TLS) {
         Detected::Tls
-    } else if may_be(PREFACE) || may_be(TLS) || METHODS.iter().any(|method| may_be(method)) {
+    } else if [PREFACE, TLS].iter().chain(&METHODS).any(|whole| begins(bytes, whole)) {
         Detected::NeedMore
     } else {
         Detected::Opaque
     }
+}
+
+/// Looks at the first bytes of a connection that is declared to speak HTTP: which version?
+pub fn detect_version(bytes: &[u8]) -> Detected {
+    if bytes.starts_with(PREFACE) {
+        Detected::Http2
+    } else if begins(bytes, PREFACE) {
+        Detected::NeedMore
+    } else {
+        Detected::Http1
+    }
+}
+
+/// Whether the bytes are a proper prefix of `whole`.
+fn begins(bytes: &[u8], whole: &[u8]) -> bool {
+    bytes.len() < whole.len() && whole.starts_with(bytes)
+}
+
+/// A method was seen: the line's end tells whose it is.
+fn request_line(bytes: &[u8]) -> Detected {
+    let seen = bytes.get(..PREFIX_LIMIT).unwrap_or(bytes);
+    let Some(line) =
+        seen.split(|byte| *byte == b'\n').next().filter(|line| line.len() < seen.len())
+    else {
+        return if seen.len() < PREFIX_LIMIT { Detected::NeedMore } else { Detected::Http1 };
+    };
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let version = line.rsplit(|byte| *byte == b' ').next().unwrap_or_default();
+    if version.starts_with(b"HTTP/1.") { Detected::Http1 } else { Detected::Opaque }
 }
 
 #[cfg(test)]
@@ -72,14 +104,22 @@ mod tests {
 
     #[test]
     fn first_bytes() {
-        let cases: [(&[u8], Detected); 14] = [
+        let long = [b"GET /".as_slice(), &[b'a'; PREFIX_LIMIT]].concat();
+        let cases: [(&[u8], Detected); 21] = [
             (b"", Detected::NeedMore),
             (b"G", Detected::NeedMore),
-            (b"GET ", Detected::Http1),
+            (b"GET ", Detected::NeedMore),
+            (b"GET / HTTP/1.1\r", Detected::NeedMore),
             (b"GET / HTTP/1.1\r\n", Detected::Http1),
+            (b"GET / HTTP/1.0\nHost: a\n", Detected::Http1),
+            (&long, Detected::Http1),
+            (b"GET key\r\n", Detected::Opaque),
+            (b"OPTIONS * RTSP/1.0\r\n", Detected::Opaque),
+            (b"OPTIONS sip:a@b SIP/2.0\r\nCall-ID: HTTP/1.1\r\n", Detected::Opaque),
+            (b"GET \n HTTP/1.1\n", Detected::Opaque),
             (b"GETX / HTTP/1.1\r\n", Detected::Opaque),
             (b"get / HTTP/1.1\r\n", Detected::Opaque),
-            (b"PROPFIND /dav", Detected::Http1),
+            (b"PROPFIND /dav HTTP/1.1\r\n", Detected::Http1),
             (b"PRI * HTTP/2.0\r\n", Detected::NeedMore),
             (PREFACE, Detected::Http2),
             (b"PRI * HTTP/2.0\r\n\r\nXX", Detected::Opaque),
@@ -90,6 +130,21 @@ mod tests {
         ];
         for (bytes, expected) in cases {
             assert_eq!(detect(bytes), expected, "{:?}", String::from_utf8_lossy(bytes));
+        }
+    }
+
+    #[test]
+    fn a_declared_port_has_one_question() {
+        let cases: [(&[u8], Detected); 6] = [
+            (b"", Detected::NeedMore),
+            (b"P", Detected::NeedMore),
+            (b"PO", Detected::Http1),
+            (b"G", Detected::Http1),
+            (&[0x16, 0x03], Detected::Http1),
+            (PREFACE, Detected::Http2),
+        ];
+        for (bytes, expected) in cases {
+            assert_eq!(detect_version(bytes), expected, "{:?}", String::from_utf8_lossy(bytes));
         }
     }
 
@@ -113,6 +168,14 @@ mod tests {
             let mut bytes = METHODS[at][..cut.min(METHODS[at].len())].to_vec();
             let early = detect(&bytes);
             bytes.extend_from_slice(tail.as_bytes());
+            prop_assert!(early == Detected::NeedMore || early == detect(&bytes));
+        }
+
+        /// The same, with request lines that end before, at or behind the limit.
+        #[test]
+        fn decisions_stand_along_a_line(length in 0_usize..1100, end in "( HTTP/1.1)?\r?\n?[a ]{0,3}", cut in 0_usize..1100) {
+            let bytes = [b"GET /", vec![b'a'; length].as_slice(), end.as_bytes()].concat();
+            let early = detect(&bytes[..cut.min(bytes.len())]);
             prop_assert!(early == Detected::NeedMore || early == detect(&bytes));
         }
     }

@@ -42,7 +42,7 @@ mod upgrade;
 mod tests;
 
 pub use connect::{ByteStream, Connect, ConnectError, Prefixed};
-pub use detect::{Detected, PREFIX_LIMIT, detect};
+pub use detect::{Detected, PREFIX_LIMIT, detect, detect_version};
 pub use engine::{ConnectionFacts, Engine};
 pub use router::{Head, Route, VirtualHost, route, virtual_host};
 pub use serve::{HttpVersion, ServeError, serve};

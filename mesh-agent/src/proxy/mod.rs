@@ -5,6 +5,7 @@
 
 mod connect;
 mod copy;
+mod first_bytes;
 mod inbound;
 mod listener;
 mod outbound;

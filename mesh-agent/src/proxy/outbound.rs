@@ -10,11 +10,12 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
 use super::copy::{self, Broken};
+use super::first_bytes::{Seen, first_bytes};
 use super::inbound::{count, unmapped};
 use super::listener::Accepted;
 use super::worker::Worker;
 use crate::balance::{ActiveGuard, Ask, Live};
-use crate::http::{self, ConnectionFacts, Detected, HttpVersion};
+use crate::http::{self, ConnectionFacts, HttpVersion};
 use crate::model::{Protocol, Service, SpiffeId, Workload};
 use crate::telemetry::{ConnectionRecord, ConnectionStart, Layer, Reporter, ResponseFlag};
 use crate::tunnel::{LocalPod, OpenError, Security, UpstreamIo, reset_tcp};
@@ -22,13 +23,6 @@ use crate::tunnel::{LocalPod, OpenError, Security, UpstreamIo, reset_tcp};
 /// How long an undeclared port's client may be silent before its upstream is opened, so that a
 /// server that speaks first is heard. Clients of HTTP and TLS speak at once.
 const CLIENT_FIRST: Duration = Duration::from_millis(50);
-
-/// Bytes that are looked at to tell a protocol: the HTTP/2 preface is 24, a method and a space fewer.
-const PEEK: usize = 64;
-
-/// First pause between two looks at a beginning that tells nothing yet; doubles up to
-/// [`CLIENT_FIRST`], so that a client that stops in the middle of a word costs nothing.
-const PEEK_PAUSE: Duration = Duration::from_millis(1);
 
 /// Endpoints that one TCP connection tries before it is refused.
 const ATTEMPTS: usize = 3;
@@ -81,7 +75,7 @@ pub(super) async fn serve(worker: &Rc<Worker>, accepted: Accepted) {
     match protocol {
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
             // Declared HTTP: its client speaks first, and the preface tells the version.
-            let version = match first_bytes(&client).await {
+            let version = match first_bytes(&client, http::detect_version).await {
                 Seen::Http(version) => version,
                 Seen::Opaque => HttpVersion::Http1,
             };
@@ -126,7 +120,7 @@ async fn serve_http(worker: &Rc<Worker>, facts: Facts, client: TcpStream, versio
 
 /// Looks at the first bytes without stalling a server that speaks first.
 async fn detect(worker: &Rc<Worker>, facts: Facts, client: TcpStream) {
-    match tokio::time::timeout(CLIENT_FIRST, first_bytes(&client)).await {
+    match tokio::time::timeout(CLIENT_FIRST, first_bytes(&client, http::detect)).await {
         Ok(Seen::Http(version)) => return serve_http(worker, facts, client, version).await,
         Ok(Seen::Opaque) => return serve_tcp(worker, facts, client).await,
         Err(_) => {}
@@ -150,7 +144,7 @@ async fn detect(worker: &Rc<Worker>, facts: Facts, client: TcpStream) {
             };
             relay(client, upstream, &mut record, greeting).await;
         }
-        seen = first_bytes(&client) => match seen {
+        seen = first_bytes(&client, http::detect) => match seen {
             // The idle connection was a guess: the engine makes its own.
             Seen::Http(version) => {
                 drop(record);
@@ -158,35 +152,6 @@ async fn detect(worker: &Rc<Worker>, facts: Facts, client: TcpStream) {
                 serve_http(worker, facts, client, version).await;
             }
             Seen::Opaque => relay(client, upstream, &mut record, &[]).await,
-        }
-    }
-}
-
-enum Seen {
-    Http(HttpVersion),
-    Opaque,
-}
-
-/// Waits until the client's first bytes tell what it speaks; they stay in the socket.
-async fn first_bytes(client: &TcpStream) -> Seen {
-    let mut buffer = [0; PEEK];
-    let mut before = 0;
-    let mut pause = PEEK_PAUSE;
-    loop {
-        let length = match client.peek(&mut buffer).await {
-            Ok(0) | Err(_) => return Seen::Opaque,
-            Ok(length) => length,
-        };
-        match http::detect(&buffer[..length]) {
-            Detected::Http1 => return Seen::Http(HttpVersion::Http1),
-            Detected::Http2 => return Seen::Http(HttpVersion::Http2),
-            Detected::Tls | Detected::Opaque => return Seen::Opaque,
-            Detected::NeedMore if length == before => {
-                // peek(2) is ready at once while bytes wait: give the rest time to arrive.
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(CLIENT_FIRST);
-            }
-            Detected::NeedMore => before = length,
         }
     }
 }

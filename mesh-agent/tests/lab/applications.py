@@ -171,6 +171,10 @@ def redis():
     value = "\n".join(ROWS)
     assert redis.ask("SET", f"{WAY}-value", value) == "OK"
     assert redis.ask("GET", f"{WAY}-value") == value
+    # A line by hand, which begins like a request of HTTP's.
+    inline = Redis()
+    inline.socket.sendall(f"GET {WAY}-count\r\n".encode())
+    assert inline.read() == "5000"
     assert redis.ask("SUBSCRIBE", f"{WAY}-news") == ["subscribe", f"{WAY}-news", 1]
     assert other.ask("PUBLISH", f"{WAY}-news", "told") == 1
     assert redis.read() == ["message", f"{WAY}-news", "told"]
