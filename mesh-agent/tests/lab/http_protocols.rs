@@ -66,6 +66,7 @@ fn http1_passes_as_it_is_spoken() {
     requests(&client);
     answers(&client);
     exchanges(&client);
+    both_ways(&client);
 }
 
 /// Starts the server, and gives the client on the first node.
@@ -163,10 +164,45 @@ fn exchanges(client: &Pod) {
     let head =
         format!("POST / HTTP/1.1\r\n{host}expect: 100-continue\r\ncontent-length: 4\r\n\r\n");
     let granted = json!({"host": "server", "send": head, "until": "}",
-        "then": "body", "then_at": "100 Continue\r\n\r\n"});
+        "then": [["100 Continue\r\n\r\n", "body"]]});
     let answer = ask(client, &granted);
     assert!(answer.starts_with("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK"), "{answer}");
     assert!(answer.contains("\"body\": \"body\""), "{answer}");
     let refused = talk(client, &head.replace("POST /", "POST /refuse"), Some("no!"));
     assert!(refused.starts_with("HTTP/1.1 417 "), "{refused}");
+}
+
+/// Neither side waits for the other's end.
+fn both_ways(client: &Pod) {
+    let ask = |mut question: Value| {
+        question["host"] = "server".into();
+        ask(client, &question)
+    };
+    // Within one request: the answer begins before the body, and each piece answers one.
+    let head = "POST /duplex HTTP/1.1\r\nhost: server\r\ntransfer-encoding: chunked\r\n\r\n";
+    let chunk = |number: u32| format!("6\r\nturn {number}\r\n");
+    let turns = ask(json!({"send": head, "until": "\r\n0\r\n\r\n", "then": [
+        ["\r\n\r\n", chunk(0)], [chunk(0), chunk(1)], [chunk(1), chunk(2)],
+        [chunk(2), "0\r\n\r\n"],
+    ]}));
+    assert!(turns.ends_with(&[&chunk(0), &chunk(1), &chunk(2), "0\r\n\r\n"].concat()), "{turns}");
+    // After an upgrade there are two halves. The client ends its own first, then the server.
+    let upgrade = |path: &str| {
+        format!(
+            "GET {path} HTTP/1.1\r\nhost: server\r\nconnection: upgrade\r\n\
+             upgrade: websocket\r\n\r\n"
+        )
+    };
+    let halves = ask(json!({"send": upgrade("/upgrade"), "until": null, "then": [
+        ["\r\n\r\n", "ping"], ["ping", "pong"], ["pong", null],
+    ]}));
+    assert!(halves.starts_with("HTTP/1.1 101 ") && halves.ends_with("pingponglate"), "{halves}");
+    let first =
+        json!({"send": upgrade("/upgrade-first"), "until": null, "after_end": "still here"});
+    let first = ask(first);
+    assert!(first.ends_with("\r\n\r\nfirst"), "{first}");
+    support::eventually("what was said after the server's end", || {
+        let seen = seen(client, "GET / HTTP/1.1\r\nhost: server\r\n\r\n");
+        (seen["heard"] == "still here").then_some(())
+    });
 }

@@ -1,5 +1,6 @@
 # A server that shows the bytes of what it was asked, and answers as the path says.
 import json
+import socket
 import socketserver
 
 
@@ -31,6 +32,27 @@ class Handler(socketserver.StreamRequestHandler):
     def say(self, text):
         self.wfile.write(text.replace("\n", "\r\n").encode())
 
+    def duplex(self):
+        """Each chunk goes back before the next one is read."""
+        self.say("HTTP/1.1 200 OK\ntransfer-encoding: chunked\n\n")
+        size = True
+        while size:
+            line = self.rfile.readline()
+            size = int(line, 16)
+            self.wfile.write(line + self.rfile.read(size) + self.rfile.readline())
+
+    def upgraded(self, path):
+        """Bytes both ways; either side may be the first to end its half."""
+        self.say("HTTP/1.1 101 Switching Protocols\nconnection: upgrade\nupgrade: websocket\n\n")
+        if path == "/upgrade":
+            while part := self.rfile.read1(65536):
+                self.wfile.write(part)
+            self.say("late")
+        else:
+            self.say("first")
+            self.connection.shutdown(socket.SHUT_WR)
+            Server.heard = self.rfile.read()
+
     def handle(self):
         while head := self.head():
             first, *lines = head.decode("latin-1").split("\r\n")
@@ -42,6 +64,11 @@ class Handler(socketserver.StreamRequestHandler):
                 return
             if any(n.lower() == "expect" for n, _ in fields):
                 self.say("HTTP/1.1 100 Continue\n\n")
+            if path == "/duplex":
+                self.duplex()
+                continue
+            if path.startswith("/upgrade"):
+                return self.upgraded(path)
             body, trailers = self.body(fields)
             if path == "/hints":
                 self.say("HTTP/1.1 103 Early Hints\nlink: </a.css>\n\n")
@@ -76,6 +103,7 @@ class Handler(socketserver.StreamRequestHandler):
                 self.say("HTTP/1.1 200 OK\nset-cookie: a=1\nset-cookie: b=2\ncontent-length: 0\n\n")
             else:
                 seen = {"first": first, "fields": fields, "trailers": trailers}
+                seen["heard"] = Server.heard.decode("latin-1")
                 seen["body"] = body.decode("latin-1")
                 text = json.dumps(seen)
                 self.say(f"HTTP/1.1 200 OK\ncontent-length: {len(text)}\n\n{text}")
@@ -83,6 +111,8 @@ class Handler(socketserver.StreamRequestHandler):
 
 class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address, daemon_threads = True, True
+    # What was said to /upgrade-first after its own side had ended.
+    heard = b""
 
 
 Server(("0.0.0.0", 8080), Handler).serve_forever()

@@ -12,6 +12,7 @@ mod enrolment;
 mod envoy;
 mod hostile_http;
 mod hostile_peers;
+mod http2;
 mod http_protocols;
 mod identity;
 mod outside;
