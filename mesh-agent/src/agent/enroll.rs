@@ -93,14 +93,14 @@ impl Enroller {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut snapshot = snapshots.borrow_and_update().clone();
         let mut local = self.local(&snapshot);
-        let mut configured = false;
         loop {
             if !self.shared.capture.is_in_charge() {
                 tracing::info!("another agent has taken over, this one drains");
                 return;
             }
             self.reconcile(&snapshot, &local).await;
-            if let Some(ready) = self.ready.take_if(|_| configured) {
+            // Told by the snapshot itself: the first one may be older than this task's first turn.
+            if let Some(ready) = self.ready.take_if(|_| snapshot.generation > 0) {
                 if let Err(error) = self.shared.capture.settle() {
                     tracing::error!(%error, "cannot remove what another version has left");
                 }
@@ -115,7 +115,6 @@ impl Enroller {
                     }
                     snapshot = snapshots.borrow_and_update().clone();
                     local = self.local(&snapshot);
-                    configured = true;
                 }
                 _ = tick.tick() => {}
             }
