@@ -2,9 +2,7 @@
 //! (`src/http/tests/hostile_*.rs`). The next request on the connection gets its own answer, or
 //! none.
 
-use xtask::lab::Pod;
-
-use crate::http_protocols::{served, talk};
+use crate::http_protocols::{Client, served, talk};
 use crate::support;
 
 const NEXT: &str = "GET /next HTTP/1.1\r\nhost: server\r\n\r\n";
@@ -13,13 +11,15 @@ const POST: &str = "POST / HTTP/1.1\r\nhost: server\r\n";
 #[test]
 fn hostile_http_is_not_passed_on() {
     let Some(lab) = support::lab(2) else { return };
-    let client = served(&lab);
-    requests(&client);
-    answers(&client);
+    served(&lab);
+    let pod = lab.pod("shop/client").unwrap();
+    let client = Client { pod: &pod, dials: "server" };
+    requests(client);
+    answers(client);
 }
 
 /// The first lines of all answers, and of all requests that the server shows in them.
-fn told(client: &Pod, send: &str) -> Vec<String> {
+fn told(client: Client<'_>, send: &str) -> Vec<String> {
     let all = talk(client, send, None);
     let mut told = Vec::new();
     // A status line may follow a body directly.
@@ -34,7 +34,7 @@ fn told(client: &Pod, send: &str) -> Vec<String> {
     told
 }
 
-fn requests(client: &Pod) {
+fn requests(client: Client<'_>) {
     const ONE: &[&str] = &["HTTP/1.1 200 OK", "POST /"];
     let smuggled = "GET /evil HTTP/1.1\r\nhost: server\r\n\r\n";
     // What follows a request with both framings is not trusted.
@@ -64,7 +64,7 @@ fn requests(client: &Pod) {
     }
 }
 
-fn answers(client: &Pod) {
+fn answers(client: Client<'_>) {
     let last = NEXT.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n");
     let next = ["HTTP/1.1 200 OK", "GET /next"];
     for (path, status) in [

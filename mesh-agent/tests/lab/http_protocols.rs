@@ -1,9 +1,10 @@
-//! HTTP/1 as it is spoken in the wild passes between nodes as bytes that mean the same.
+//! HTTP/1 as it is spoken in the wild passes between nodes and on one node as bytes that mean the
+//! same, on a port that is declared and on one whose protocol is detected.
 
 use serde_json::{Value, json};
 use xtask::lab::{Lab, Pod};
 
-use crate::support::{self, SHOP};
+use crate::support::{self, SHOP, SHOP_PODS};
 
 const SERVER: &str = r#"
 kind: ConfigMap
@@ -30,23 +31,45 @@ metadata: { name: server, namespace: shop }
 spec:
   selector: { app: server }
   ports: [{ name: http, port: 80, targetPort: 8080 }]
+---
+kind: Service
+apiVersion: v1
+metadata: { name: undeclared, namespace: shop }
+spec:
+  selector: { app: server }
+  ports: [{ port: 80, targetPort: 8080 }]
+---
+kind: Service
+apiVersion: v1
+metadata: { name: bytes, namespace: shop }
+spec:
+  selector: { app: echo }
+  ports: [{ port: 80, targetPort: 9000 }]
 "#;
 
-/// Sends bytes and returns what came back until `until` was in it; without it, until the end.
-pub(crate) fn talk(client: &Pod, send: &str, until: Option<&str>) -> String {
-    ask(client, &json!({"host": "server", "send": send, "until": until}))
+/// Who asks, and the Service that is dialled. `Host` is the same for all.
+#[derive(Clone, Copy)]
+pub(crate) struct Client<'a> {
+    pub(crate) pod: &'a Pod,
+    pub(crate) dials: &'a str,
 }
 
-fn ask(client: &Pod, question: &Value) -> String {
+/// Sends bytes and returns what came back until `until` was in it; without it, until the end.
+pub(crate) fn talk(client: Client<'_>, send: &str, until: Option<&str>) -> String {
+    ask(client, json!({"send": send, "until": until}))
+}
+
+fn ask(client: Client<'_>, mut question: Value) -> String {
+    question["host"] = client.dials.into();
     let code = include_str!("http_client.py");
-    let mut talk = client.converse(&["python3", "-c", code]).expect("python3 starts");
+    let mut talk = client.pod.converse(&["python3", "-c", code]).expect("python3 starts");
     let answer = talk.ask(&question.to_string());
     let answer = answer.unwrap_or_else(|error| panic!("{question}: {error}"));
     serde_json::from_str(&answer).expect("a JSON string")
 }
 
 /// What the server has seen of a request that it shows.
-fn seen(client: &Pod, request: &str) -> Value {
+fn seen(client: Client<'_>, request: &str) -> Value {
     let answer = talk(client, request, Some("}"));
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer}"));
     assert!(head.starts_with("HTTP/1.1 200 "), "{answer}");
@@ -62,22 +85,28 @@ fn field<'a>(seen: &'a Value, name: &str) -> Vec<&'a str> {
 #[test]
 fn http1_passes_as_it_is_spoken() {
     let Some(lab) = support::lab(2) else { return };
-    let client = served(&lab);
-    requests(&client);
-    answers(&client);
-    exchanges(&client);
-    both_ways(&client);
+    served(&lab);
+    // On the other node, and on the server's own.
+    for pod in ["shop/client", "shop/far"].map(|name| lab.pod(name).unwrap()) {
+        for dials in ["server", "undeclared"] {
+            let client = Client { pod: &pod, dials };
+            requests(client);
+            answers(client);
+            exchanges(client);
+            both_ways(client);
+        }
+        not_http(Client { pod: &pod, dials: "bytes" });
+    }
 }
 
-/// Starts the server, and gives the client on the first node.
-pub(crate) fn served(lab: &Lab) -> Pod {
+/// Starts the server and its clients.
+pub(crate) fn served(lab: &Lab) {
     let code = json!(include_str!("http_server.py")).to_string();
     let manifests = [SHOP, "---", &SERVER.replace("CODE", &code)].join("\n");
-    support::apply(lab, &manifests, &["shop/client", "shop/server"]);
-    lab.pod("shop/client").unwrap()
+    support::apply(lab, &manifests, &[SHOP_PODS, &["shop/server"]].concat());
 }
 
-fn requests(client: &Pod) {
+fn requests(client: Client<'_>) {
     let host = "host: server\r\n";
     // Forms of the target, methods, names and values that are unusual and legal.
     for (line, expected) in [
@@ -114,7 +143,7 @@ fn requests(client: &Pod) {
     assert!(old.contains("\"body\": \"hi\""), "HTTP/1.0 ends with its answer: {old}");
 }
 
-fn answers(client: &Pod) {
+fn answers(client: Client<'_>) {
     let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: server\r\n\r\n");
     let next = get("/next");
     let hints = talk(client, &get("/hints"), Some("\r\n\r\nok"));
@@ -144,7 +173,7 @@ fn answers(client: &Pod) {
     assert!(cut.contains("content-length: 100\r\n") && cut.ends_with("only this"), "{cut}");
 }
 
-fn exchanges(client: &Pod) {
+fn exchanges(client: Client<'_>) {
     let host = "host: server\r\n";
     let pipelined: String =
         (0..5).map(|number| format!("GET /{number} HTTP/1.1\r\n{host}\r\n")).collect();
@@ -157,15 +186,15 @@ fn exchanges(client: &Pod) {
         .collect();
     assert!(order.is_sorted(), "answers come in order: {all}");
     // A client that has said all it will say still gets its answer.
-    let half = json!({"host": "server", "until": null, "half_close": true,
+    let half = json!({"until": null, "half_close": true,
         "send": format!("GET /half HTTP/1.1\r\n{host}\r\n")});
-    assert!(ask(client, &half).contains("GET /half "));
+    assert!(ask(client, half).contains("GET /half "));
     // 100-continue: granted by the server, or refused before the body is sent.
     let head =
         format!("POST / HTTP/1.1\r\n{host}expect: 100-continue\r\ncontent-length: 4\r\n\r\n");
-    let granted = json!({"host": "server", "send": head, "until": "}",
+    let granted = json!({"send": head, "until": "}",
         "then": [["100 Continue\r\n\r\n", "body"]]});
-    let answer = ask(client, &granted);
+    let answer = ask(client, granted);
     assert!(answer.starts_with("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK"), "{answer}");
     assert!(answer.contains("\"body\": \"body\""), "{answer}");
     let refused = talk(client, &head.replace("POST /", "POST /refuse"), Some("no!"));
@@ -173,18 +202,17 @@ fn exchanges(client: &Pod) {
 }
 
 /// Neither side waits for the other's end.
-fn both_ways(client: &Pod) {
-    let ask = |mut question: Value| {
-        question["host"] = "server".into();
-        ask(client, &question)
-    };
+fn both_ways(client: Client<'_>) {
     // Within one request: the answer begins before the body, and each piece answers one.
     let head = "POST /duplex HTTP/1.1\r\nhost: server\r\ntransfer-encoding: chunked\r\n\r\n";
     let chunk = |number: u32| format!("6\r\nturn {number}\r\n");
-    let turns = ask(json!({"send": head, "until": "\r\n0\r\n\r\n", "then": [
-        ["\r\n\r\n", chunk(0)], [chunk(0), chunk(1)], [chunk(1), chunk(2)],
-        [chunk(2), "0\r\n\r\n"],
-    ]}));
+    let turns = ask(
+        client,
+        json!({"send": head, "until": "\r\n0\r\n\r\n", "then": [
+            ["\r\n\r\n", chunk(0)], [chunk(0), chunk(1)], [chunk(1), chunk(2)],
+            [chunk(2), "0\r\n\r\n"],
+        ]}),
+    );
     assert!(turns.ends_with(&[&chunk(0), &chunk(1), &chunk(2), "0\r\n\r\n"].concat()), "{turns}");
     // After an upgrade there are two halves. The client ends its own first, then the server.
     let upgrade = |path: &str| {
@@ -193,16 +221,32 @@ fn both_ways(client: &Pod) {
              upgrade: websocket\r\n\r\n"
         )
     };
-    let halves = ask(json!({"send": upgrade("/upgrade"), "until": null, "then": [
-        ["\r\n\r\n", "ping"], ["ping", "pong"], ["pong", null],
-    ]}));
+    let halves = ask(
+        client,
+        json!({"send": upgrade("/upgrade"), "until": null, "then": [
+            ["\r\n\r\n", "ping"], ["ping", "pong"], ["pong", null],
+        ]}),
+    );
     assert!(halves.starts_with("HTTP/1.1 101 ") && halves.ends_with("pingponglate"), "{halves}");
-    let first =
-        json!({"send": upgrade("/upgrade-first"), "until": null, "after_end": "still here"});
-    let first = ask(first);
+    let last = format!("{} at {} still talks", client.pod.name, client.dials);
+    let first = json!({"send": upgrade("/upgrade-first"), "until": null, "after_end": last});
+    let first = ask(client, first);
     assert!(first.ends_with("\r\n\r\nfirst"), "{first}");
     support::eventually("what was said after the server's end", || {
         let seen = seen(client, "GET / HTTP/1.1\r\nhost: server\r\n\r\n");
-        (seen["heard"] == "still here").then_some(())
+        (seen["heard"] == *last).then_some(())
     });
+}
+
+/// What only begins like HTTP, on a port where that is possible, passes as it is.
+fn not_http(client: Client<'_>) {
+    for text in
+        ["P", "GET key", "GET key\r\n", "OPTIONS rtsp://server/a RTSP/1.0\r\nCSeq: 1\r\n\r\n"]
+    {
+        // The client waits for its echo, or has said all.
+        let waits = json!({"send": text, "until": text});
+        assert_eq!(ask(client, waits), text);
+        let ended = json!({"send": text, "until": null, "half_close": true});
+        assert_eq!(ask(client, ended), text);
+    }
 }
