@@ -22,6 +22,7 @@ class Client:
     def __init__(self):
         self.h2 = connection.H2Connection(config.H2Configuration(header_encoding="utf-8"))
         self.socket = socket.create_connection((HOST, 80), PATIENCE)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.streams = {}
         self.h2.initiate_connection()
 
@@ -100,6 +101,23 @@ def each(client):
         assert stream.trailers == {"grpc-status": str(status), "x-rounds": "5"}, stream.trailers
 
 
+def large(client):
+    """A few MB both ways at once, many times what the windows hold."""
+    data = b"".join(b"%015d\n" % number for number in range(200_000))
+    number, stream = call(client, "/each")
+    sent = 0
+    while sent < len(data):
+        room = lambda: client.h2.local_flow_control_window(number)
+        client.until(lambda: room() > 0, f"room behind {sent} bytes")
+        step = min(room(), client.h2.max_outbound_frame_size)
+        client.h2.send_data(number, data[sent : sent + step])
+        sent += step
+    client.h2.end_stream(number)
+    client.until(lambda: stream.ended, "the end of a large call")
+    assert stream.data == data, (len(stream.data), len(data))
+    assert stream.trailers["grpc-status"] == "0", stream.trailers
+
+
 def taken_back(client):
     """Resets pass both ways, and so does the end of a client."""
     number, stream = call(client, "/broken")
@@ -146,6 +164,7 @@ def answers(client):
 
 client = Client()
 each(client)
+large(client)
 answers(client)
 taken_back(client)
 print("done")

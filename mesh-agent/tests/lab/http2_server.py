@@ -1,6 +1,7 @@
 """An HTTP/2 server (prior knowledge) that does to each stream what its path says."""
 
 import json
+import socket
 import socketserver
 
 from h2 import config, connection, events, exceptions
@@ -13,6 +14,7 @@ GRPC = ("content-type", "application/grpc")
 
 class Handler(socketserver.BaseRequestHandler):
     def handle(self):
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.h2 = connection.H2Connection(
             config.H2Configuration(client_side=False, header_encoding="utf-8")
         )
@@ -45,8 +47,12 @@ class Handler(socketserver.BaseRequestHandler):
         elif isinstance(event, events.DataReceived):
             self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             self.body(event.stream_id, self.streams[event.stream_id], event.data)
+        elif isinstance(event, events.WindowUpdated):
+            for stream, fields in self.streams.items():
+                self.push(stream, fields)
         elif isinstance(event, events.StreamEnded):
-            self.ended(event.stream_id, self.streams[event.stream_id])
+            self.streams[event.stream_id]["ended"] = True
+            self.push(event.stream_id, self.streams[event.stream_id])
         elif isinstance(event, events.StreamReset):
             RESETS.append((self.streams.pop(event.stream_id).get("tag"), int(event.error_code)))
 
@@ -73,7 +79,8 @@ class Handler(socketserver.BaseRequestHandler):
     def body(self, stream, fields, data):
         if fields[":path"] == "/each":
             fields["rounds"] = fields.get("rounds", 0) + bool(data)
-            self.h2.send_data(stream, data)
+            fields["pending"] = fields.get("pending", b"") + data
+            self.push(stream, fields)
         elif fields[":path"] == "/broken":
             self.h2.reset_stream(stream, CANCEL)
         elif fields[":path"] == "/early":
@@ -82,8 +89,18 @@ class Handler(socketserver.BaseRequestHandler):
             # RFC 9113 section 8.1: the rest of the request is not wanted.
             self.h2.reset_stream(stream, NO_ERROR)
 
-    def ended(self, stream, fields):
-        if fields[":path"] == "/each":
+    def push(self, stream, fields):
+        """Echoes as far as the windows allow, then the trailers."""
+        if fields[":path"] != "/each" or fields.get("done"):
+            return
+        pending = fields.get("pending", b"")
+        while pending and (room := self.h2.local_flow_control_window(stream)) > 0:
+            room = min(room, self.h2.max_outbound_frame_size)
+            self.h2.send_data(stream, pending[:room])
+            pending = pending[room:]
+        fields["pending"] = pending
+        if fields.get("ended") and not pending:
+            fields["done"] = True
             trailers = [("grpc-status", fields.get("tag", "0")), ("x-rounds", str(fields["rounds"]))]
             self.h2.send_headers(stream, trailers, end_stream=True)
 
