@@ -78,7 +78,7 @@ fn wire(lab: &Lab, faults: Option<&str>) {
 
 /// Requests with bodies, over HTTP (80) and as bytes (81).
 fn whole(client: &Pod, port: u16) {
-    let url = format!("http://far:{port}/");
+    let url = format!("http://far:{port}/?stream");
     let fixed = ["malha-load", "http", "-n", "60", "-c", "6", "--timeout-ms", "120000"];
     let body = ["-X", "POST", "--body-size", "100000", "--expect-echo", &url];
     let report = support::json(client, &[&fixed[..], &body].concat());

@@ -256,7 +256,8 @@ fn under_another_kernel(filter: Option<&str>) -> anyhow::Result<Outcome> {
         for program in programs(&[name])? {
             let mut command = Command::new(own_program()?);
             command.args(["vm", "--"]).arg(program).args(filter).args(more);
-            let part = execute(command.args(["--format=pretty", "--test-threads=1"]))?;
+            let part =
+                execute(command.args(["--format=pretty", "--color=never", "--test-threads=1"]))?;
             outcome.add(part);
         }
     }
