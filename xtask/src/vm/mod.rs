@@ -101,6 +101,7 @@ fn has_kvm() -> bool {
 /// Passes on what the command writes on the guest's console; its exit status, if it ended.
 fn pass_on(console: impl BufRead, sink: &mut impl Write) -> anyhow::Result<Option<u8>> {
     let mut begun = false;
+    let mut last = String::new();
     for line in console.split(b'\n') {
         let line = line?;
         let text = String::from_utf8_lossy(&line);
@@ -113,9 +114,11 @@ fn pass_on(console: impl BufRead, sink: &mut impl Write) -> anyhow::Result<Optio
             return Ok(Some(status.trim().parse().context("the guest's exit status")?));
         } else if begun {
             writeln!(sink, "{text}")?;
+        } else if !text.trim().is_empty() {
+            text.trim().clone_into(&mut last);
         }
     }
-    ensure!(begun, "the guest did not boot");
+    ensure!(begun, "the guest did not boot; the last that it said: {last:?}");
     Ok(None)
 }
 
@@ -140,6 +143,7 @@ mod tests {
     #[test]
     fn a_guest_that_dies_is_no_success() {
         assert_eq!(told("malha-vm begins: 6.1.0\none").unwrap().0, None);
-        assert_eq!(told("SeaBIOS\npanic").unwrap_err().to_string(), "the guest did not boot");
+        let silent = told("SeaBIOS\npanic\n\n").unwrap_err().to_string();
+        assert_eq!(silent, "the guest did not boot; the last that it said: \"panic\"");
     }
 }

@@ -10,10 +10,11 @@ mount -t tmpfs run /run
 mount -t cgroup2 cgroup /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
 mount --bind "$modules" /lib/modules
-# After what is below it: a layer on a layer can be nobody's upper one.
-mount -t tmpfs tmp /tmp
+# Not /tmp, which may hold the folder, and is a layer: a layer can be nobody's upper one.
+mkdir /run/tmp
+export TMPDIR=/run/tmp
 ip link set lo up
-cd "$folder" || poweroff -f
+cd "$folder" || { echo "no folder $folder"; poweroff -f; }
 echo "$begins$(uname -r)"
 (COMMAND) </dev/null 2>&1
 echo "$ended$?"
