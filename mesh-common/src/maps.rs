@@ -29,12 +29,14 @@ pub const EXCLUDED_RANGES: &str = "EXCLUDED_RANGES";
 pub const LISTENERS: &str = "LISTENERS";
 /// Versioned: [`crate::counter::Counter`] -> count, per CPU.
 pub const COUNTERS: &str = "COUNTERS";
+/// Versioned: [`DialKey`] -> end of its entry, in nanoseconds of the monotonic clock.
+pub const UNREACHED: &str = "UNREACHED";
 
 /// Names of the maps with a frozen layout.
 pub const FROZEN: [&str; 9] =
     [PODS, ORIGINS, MARKS, TUPLES, PENDING, ADMITTED, INBOUND, EXCLUDED_PORTS, EXCLUDED_RANGES];
 /// Names of the maps that change with [`LAYOUT_VERSION`].
-pub const VERSIONED: [&str; 2] = [LISTENERS, COUNTERS];
+pub const VERSIONED: [&str; 3] = [LISTENERS, COUNTERS, UNREACHED];
 
 /// Part of the pin path of the maps in [`VERSIONED`]. Raise it when one of them changes.
 pub const LAYOUT_VERSION: &str = "v1";
@@ -191,6 +193,32 @@ pub struct ListenerKey {
     pub port: u32,
 }
 
+/// Key of [`UNREACHED`]: a destination outside the mesh, as seen from one pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct DialKey {
+    /// Network namespace of the pod.
+    pub netns: u64,
+    /// Destination.
+    pub ip: Ip,
+    /// Its port, host byte order.
+    pub port: u16,
+    /// Zero.
+    pub reserved: [u16; 3],
+}
+
+impl DialKey {
+    /// Key of a pod's destination.
+    #[inline(always)]
+    pub const fn new(netns: u64, ip: Ip, port: u16) -> Self {
+        Self { netns, ip, port, reserved: [0; 3] }
+    }
+}
+
+/// How long an entry of [`UNREACHED`] lives after its last use, in nanoseconds. A connection that is
+/// established ends it at once.
+pub const UNREACHED_NS: u64 = 300_000_000_000;
+
 const _: () = {
     assert!(size_of::<Ip>() == 16);
     assert!(size_of::<Pod>() == 64);
@@ -202,6 +230,7 @@ const _: () = {
     assert!(size_of::<PortKey>() == 16);
     assert!(size_of::<RangeData>() == 24);
     assert!(size_of::<ListenerKey>() == 20);
+    assert!(size_of::<DialKey>() == 32);
 };
 
 #[cfg(feature = "user")]
@@ -228,4 +257,6 @@ mod pod {
     unsafe impl aya::Pod for RangeData {}
     // SAFETY: as for `Pod`.
     unsafe impl aya::Pod for ListenerKey {}
+    // SAFETY: as for `Pod`.
+    unsafe impl aya::Pod for DialKey {}
 }

@@ -104,6 +104,22 @@ pub fn hides_agent(origin: &OriginalDestination, reported: &Ip, port: u16) -> bo
     origin.kind == CLIENT && port == ports::OUTBOUND && reported.is_capture()
 }
 
+/// Whether `getsockname` must answer with the pod's address: the socket is a captured
+/// application's that was bound to a port only, and the kernel is about to name the address by
+/// which it reaches the agent.
+#[inline(always)]
+pub fn hides_loopback(origin: &OriginalDestination, reported: &Ip) -> bool {
+    origin.kind == CLIENT
+        && (reported.is_loopback() || reported.is_capture())
+        && !is_unspecified(reported)
+}
+
+/// A socket that is bound to no address, and not connected.
+#[inline(always)]
+fn is_unspecified(ip: &Ip) -> bool {
+    ip.is_zero() || ip.v4() == Some(0)
+}
+
 #[inline(always)]
 fn is_own(pod: &Pod, destination: &Ip) -> bool {
     match destination.v4() {
@@ -219,6 +235,20 @@ mod tests {
         // An address that the mesh does not know must not lead around its policy.
         let refused = Arrival::Refuse(Counter::InboundRefusedAddress);
         assert_eq!(arrive("fe80::5", 8080, "fe80::9", false), refused);
+    }
+
+    #[test]
+    fn only_captured_sockets_hide_their_way_to_the_agent() {
+        let client = OriginalDestination { kind: CLIENT, ..Default::default() };
+        for local in ["127.0.0.1", "::1", "fd4d:616c:6861::1"] {
+            assert!(hides_loopback(&client, &ip(local)), "{local}");
+            let accepted = OriginalDestination { kind: crate::maps::ACCEPTED, ..client };
+            assert!(!hides_loopback(&accepted, &ip(local)), "{local}");
+        }
+        // Disconnected since, or bound to the pod's address.
+        for local in ["0.0.0.0", "::", "10.1.0.5", "2001:db8::5"] {
+            assert!(!hides_loopback(&client, &ip(local)), "{local}");
+        }
     }
 
     #[test]

@@ -9,7 +9,8 @@ use aya_ebpf::programs::SockAddrContext;
 use mesh_common::address::Ip;
 use mesh_common::counter::Counter;
 use mesh_common::maps::{
-    ADMIT, CLIENT, HAS_PORTS, HAS_RANGES, Mark, OUTBOUND, OriginalDestination, Pod, PortKey,
+    ADMIT, CLIENT, DialKey, HAS_PORTS, HAS_RANGES, Mark, OUTBOUND, OriginalDestination, Pod,
+    PortKey,
 };
 use mesh_common::ports;
 use mesh_common::redirect::{self, Outbound};
@@ -98,6 +99,7 @@ fn decide(socket: &Socket, netns: u64, pod: &Pod, ip: &Ip, port: u16) -> Step {
         let key = PortKey { netns, port, direction: OUTBOUND, reserved: 0 };
         (pod.flags & HAS_PORTS != 0 && maps::is_excluded_port(&key))
             || (pod.flags & HAS_RANGES != 0 && maps::is_excluded_range(netns, ip))
+            || maps::is_unreached(&DialKey::new(netns, *ip, port), ctx::now())
     };
     match redirect::outbound(pod, ip, port, excluded, || maps::pending(netns)) {
         Outbound::Pass => {

@@ -10,8 +10,8 @@ use core::ffi::c_void;
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{
-    bpf_bind, bpf_get_netns_cookie, bpf_set_retval, bpf_setsockopt, bpf_sk_release,
-    bpf_skc_lookup_tcp,
+    bpf_bind, bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_set_retval, bpf_setsockopt,
+    bpf_sk_release, bpf_skc_lookup_tcp,
 };
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext};
 use mesh_common::address::Ip;
@@ -49,6 +49,13 @@ pub struct Ends {
     pub remote_port: u16,
 }
 
+/// The monotonic clock, in nanoseconds.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: the helper takes nothing.
+    unsafe { bpf_ktime_get_ns() }
+}
+
 #[inline(always)]
 fn read<T: Copy>(field: *const T) -> T {
     // SAFETY: callers pass fields of a context that is live for the program's run.
@@ -68,7 +75,7 @@ fn write<T>(field: *mut T, value: T) {
     unsafe { field.write_volatile(value) }
 }
 
-// === cgroup/connect*, cgroup/getpeername* ===
+// === cgroup/connect*, cgroup/getpeername*, cgroup/getsockname* ===
 
 /// Socket of the calling process.
 #[inline(always)]

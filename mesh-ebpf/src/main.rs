@@ -11,6 +11,7 @@
 mod connect;
 mod ctx;
 mod getpeername;
+mod getsockname;
 mod maps;
 mod sk_lookup;
 mod sockops;

@@ -2,7 +2,7 @@
 //!
 //! No decision is made here. Sizes are defaults: the agent sets its own at load time. The
 //! invariant: hash maps are never LRU, which would evict another pod's entry without a word; a
-//! full map fails the operation.
+//! full map fails the operation. Only hints may get lost (`UNREACHED`).
 #![allow(unsafe_code, reason = "map values are reached through the kernel's raw pointers")]
 
 use core::arch::asm;
@@ -12,12 +12,13 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuArray, SockHash};
+use aya_ebpf::maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, SockHash};
 use aya_ebpf::programs::SkLookupContext;
 use mesh_common::address::Ip;
 use mesh_common::counter::Counter;
 use mesh_common::maps::{
-    AdmitKey, Inbound, ListenerKey, Mark, OriginalDestination, Pod, PortKey, RangeData, TupleKey,
+    AdmitKey, DialKey, Inbound, ListenerKey, Mark, OriginalDestination, Pod, PortKey, RangeData,
+    TupleKey, UNREACHED_NS,
 };
 
 use crate::ctx::Socket;
@@ -73,6 +74,12 @@ static EXCLUDED_RANGES: LpmTrie<RangeData, u8> = LpmTrie::with_max_entries(16_38
 #[map]
 static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(4096, 0);
 
+/// Destinations outside the mesh that the agent could not reach, and until when it leaves them to
+/// the kernel. Written by the agent; prolonged by connect; emptied by sockops. LRU, since an entry
+/// that is lost costs its pod one more reset.
+#[map]
+static UNREACHED: LruHashMap<DialKey, u64> = LruHashMap::with_max_entries(4096, 0);
+
 /// What happened, for people. Written by all programs; read by the agent. Fixed size.
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
@@ -123,6 +130,30 @@ pub fn is_excluded_port(key: &PortKey) -> bool {
 #[inline(always)]
 pub fn is_excluded_range(netns: u64, ip: &Ip) -> bool {
     EXCLUDED_RANGES.get(Key::new(RangeData::BITS, RangeData::new(netns, *ip))).is_some()
+}
+
+/// Whether the agent could not reach this destination lately. If so it stays like that for a
+/// while, so that a client that goes on trying sees the kernel's own answer each time.
+#[inline(always)]
+pub fn is_unreached(key: &DialKey, now: u64) -> bool {
+    let Some(until) = UNREACHED.get_ptr_mut(key) else { return false };
+    // SAFETY: a live map value, aligned to 8; writers race for the same few seconds' difference.
+    unsafe {
+        if until.read_volatile() < now {
+            return false;
+        }
+        until.write_volatile(now + UNREACHED_NS);
+    }
+    true
+}
+
+/// The destination has answered.
+#[inline(always)]
+pub fn forget_unreached(key: &DialKey) {
+    // Looked up first, since only that takes no lock.
+    if UNREACHED.get_ptr(key).is_some() {
+        let _ = UNREACHED.remove(key);
+    }
 }
 
 /// Number of the pod's connections that wait for the agent.

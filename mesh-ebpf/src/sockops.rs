@@ -7,13 +7,15 @@
 //! listener. Kernel: netns cookie in sock_ops since 5.15.
 
 use aya_ebpf::bindings::{
-    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
+    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
 };
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::counter::Counter;
-use mesh_common::maps::{ACCEPTED, ADMIT, AdmitKey, CLIENT, OriginalDestination, TupleKey};
+use mesh_common::maps::{
+    ACCEPTED, ADMIT, AdmitKey, CLIENT, DialKey, OriginalDestination, TupleKey,
+};
 use mesh_common::ports;
 
 use crate::ctx::{Ends, Socket};
@@ -26,6 +28,7 @@ pub fn tcp_callback(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => before_syn(&ctx),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => reached(&ctx),
         BPF_SOCK_OPS_STATE_CB if ctx::ops_new_state(&ctx) == BPF_TCP_CLOSE => closed(&ctx),
         _ => {}
     }
@@ -44,6 +47,15 @@ fn before_syn(ctx: &SockOpsContext) {
         }
     } else if is_admit(&socket) {
         watch_close(ctx);
+    }
+}
+
+/// A destination that the agent could not reach before goes through the agent again.
+#[inline(always)]
+fn reached(ctx: &SockOpsContext) {
+    let ends = ctx::ops_ends(ctx);
+    if ends.remote_port != ports::OUTBOUND {
+        maps::forget_unreached(&DialKey::new(ctx::ops_netns(ctx), ends.remote, ends.remote_port));
     }
 }
 

@@ -171,6 +171,7 @@ async fn follow_config(
             changed = snapshots.changed() => if changed.is_err() { return },
         }
         let snapshot = snapshots.borrow_and_update().clone();
-        shared.live.store(Arc::new(shared.live.load().next(snapshot)));
+        shared.live.store(Arc::new(shared.live.load().next(snapshot.clone())));
+        shared.capture.keep_unreached(|address| snapshot.is_outside(address));
     }
 }

@@ -25,8 +25,15 @@ use super::{CaptureError, CaptureOptions, MapSizes};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf"));
 
 /// Programs attached to the cgroup, by the names of their functions.
-const CGROUP_PROGRAMS: [&str; 5] =
-    ["tcp_callback", "getpeername4", "getpeername6", "connect4", "connect6"];
+const CGROUP_PROGRAMS: [&str; 7] = [
+    "tcp_callback",
+    "getpeername4",
+    "getpeername6",
+    "getsockname4",
+    "getsockname6",
+    "connect4",
+    "connect6",
+];
 /// The one by which an agent is known to be in charge: attached last.
 const LAST_PROGRAM: &str = "connect6";
 /// Program attached to each pod's network namespace.

@@ -7,7 +7,7 @@
 //!
 //! `probe` asks the kernel, `pins` and `loader` put the programs in place, `enroll`, `network`
 //! and `netlink` take a pod in, `netns`, `socket` and `dial` make sockets in it, `pods` finds it, `origin`
-//! reads the kernel's records.
+//! reads the kernel's records, `unreached` leaves destinations to the kernel.
 
 mod dial;
 mod enroll;
@@ -23,6 +23,7 @@ mod pins;
 mod pods;
 mod probe;
 mod socket;
+mod unreached;
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
@@ -38,6 +39,7 @@ use tokio::net::TcpStream;
 use dial::Dialer;
 use enroll::Tables;
 use pins::Pins;
+use unreached::Unreached;
 
 pub use enroll::{PodListeners, PodSettings};
 pub use error::CaptureError;
@@ -88,6 +90,7 @@ pub struct Capture {
     own_cookie: u64,
     tables: Mutex<Tables>,
     dialer: Dialer,
+    unreached: Unreached,
     origins: SkStorage<MapData, OriginalDestination>,
     counters: PerCpuArray<MapData, u64>,
 }
@@ -117,6 +120,7 @@ impl Capture {
         let origins = open(maps::ORIGINS, &mut take)?;
         let counters = open(maps::COUNTERS, &mut take)?;
         let dialer = Dialer::new(open(maps::MARKS, &mut take)?, open(maps::ADMITTED, &mut take)?);
+        let unreached = Unreached::new(open(maps::UNREACHED, &mut take)?);
         let pods = open(maps::PODS, &mut take)?;
         let pending = open(maps::PENDING, &mut take)?;
         let inbound = open(maps::INBOUND, &mut take)?;
@@ -127,7 +131,8 @@ impl Capture {
         adopt(&mut tables, &pins, pins.other_versions().is_empty())?;
         let own_cookie =
             socket::netns_cookie().map_err(CaptureError::network("ask for the cookie"))?;
-        Ok(Self { pins, own_cookie, tables: Mutex::new(tables), dialer, origins, counters })
+        let tables = Mutex::new(tables);
+        Ok(Self { pins, own_cookie, tables, dialer, unreached, origins, counters })
     }
 
     /// Captures a pod's new connections, both ways. May be repeated, also with other settings.
@@ -230,6 +235,18 @@ impl Capture {
         timeout: Duration,
     ) -> std::io::Result<TcpStream> {
         self.dialer.out_of_pod(net, destination, timeout).await
+    }
+
+    /// Leaves a pod's connections to a destination that could not be reached to the kernel, until it
+    /// answers or nobody has tried it for five minutes. Only for what is outside the mesh: they are
+    /// in plaintext.
+    pub fn leave_unreached(&self, net: &PodNet, destination: SocketAddr) {
+        self.unreached.add(net.cookie(), destination);
+    }
+
+    /// Captures connections to those unreached destinations again that are not `outside` any more.
+    pub fn keep_unreached(&self, outside: impl Fn(SocketAddr) -> bool) {
+        self.unreached.retain(outside);
     }
 
     /// Connects to an application in a pod, which sees the client's address.

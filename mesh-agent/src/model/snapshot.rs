@@ -73,6 +73,13 @@ impl Snapshot {
         Some((service, service.port(address.port())?))
     }
 
+    /// Whether the mesh knows nothing of this address: neither a pod nor a service has it.
+    pub fn is_outside(&self, address: SocketAddr) -> bool {
+        !self.services_by_ip.contains_key(&address.ip())
+            && !self.workloads_by_ip.contains_key(&address.ip())
+            && !self.headless_by_endpoint.contains_key(&address)
+    }
+
     /// The virtual service that owns `host` (lower case, full name) for clients in `namespace`.
     pub fn virtual_service(&self, host: &str, namespace: &str) -> Option<&Arc<VirtualService>> {
         let visible = |index: &usize| {

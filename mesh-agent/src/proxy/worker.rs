@@ -131,6 +131,7 @@ impl Worker {
             shared.capture.clone(),
             shared.identities.clone(),
             shared.pods.clone(),
+            shared.live.clone(),
             pool,
         );
         let engine = Engine::new(

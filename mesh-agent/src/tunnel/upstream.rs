@@ -22,7 +22,7 @@ use tokio::net::TcpStream;
 
 use super::quota::Quota;
 use super::{ClientTls, ConnectHead, Pool, PoolKey, TunnelError, TunnelStream};
-use crate::balance::Draws;
+use crate::balance::{Draws, LiveHandle};
 use crate::capture::{Capture, PodNet};
 use crate::identity::{Credentials, Identities};
 use crate::model::{SpiffeId, Workload};
@@ -99,6 +99,22 @@ pub enum OpenError {
     Timeout(SocketAddr),
 }
 
+impl OpenError {
+    /// Whether it is the network or the destination that refused, and not this agent.
+    fn is_unreachable(&self) -> bool {
+        use io::ErrorKind::{
+            ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, TimedOut,
+        };
+        let refusals =
+            [ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, TimedOut];
+        match self {
+            Self::Connect(_, error) => refusals.contains(&error.kind()),
+            Self::Timeout(_) => true,
+            Self::Tunnel(..) | Self::NoCertificate(_) | Self::OwnPort(_) => false,
+        }
+    }
+}
+
 /// How a stream is protected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Security {
@@ -126,6 +142,7 @@ pub struct Upstream {
     capture: Arc<Capture>,
     identities: Arc<Identities>,
     pods: LocalPodsHandle,
+    live: LiveHandle,
     pool: Pool,
     /// The certificate that each source opened its tunnels with.
     used: Rc<RefCell<FxHashMap<SpiffeId, Arc<Credentials>>>>,
@@ -138,12 +155,14 @@ impl Upstream {
         capture: Arc<Capture>,
         identities: Arc<Identities>,
         pods: LocalPodsHandle,
+        live: LiveHandle,
         pool: Pool,
     ) -> Self {
         Self {
             capture,
             identities,
             pods,
+            live,
             pool,
             used: Rc::default(),
             draws: Rc::new(Draws::unpredictable()),
@@ -189,14 +208,33 @@ impl Upstream {
         if ports::is_mesh(target.port()) {
             return Err(OpenError::OwnPort(target));
         }
+        let way = self.way(target, destination);
+        let is_plaintext = matches!(way, Way::Plaintext);
         let opened = tokio::time::timeout(timeout, async {
-            match self.way(target, destination) {
+            match way {
                 Way::SameNode(pod) => self.open_same_node(source, &pod, target, timeout).await,
                 Way::Tunnel(workload) => self.open_tunnel(source, target, workload, timeout).await,
                 Way::Plaintext => self.open_plaintext(source, target, timeout).await,
             }
         });
-        opened.await.unwrap_or(Err(OpenError::Timeout(target)))
+        let opened = opened.await.unwrap_or(Err(OpenError::Timeout(target)));
+        if is_plaintext && opened.as_ref().is_err_and(OpenError::is_unreachable) {
+            self.leave_to_kernel(source, target);
+        }
+        opened
+    }
+
+    /// The next client of the pod's sees for itself that an address outside the mesh cannot be
+    /// reached, and may go on to another one.
+    fn leave_to_kernel(&self, source: &LocalPod, target: SocketAddr) {
+        let is_outside = |target| self.live.load().snapshot.is_outside(target);
+        if is_outside(target) {
+            self.capture.leave_unreached(&source.net, target);
+            // It may have come to the mesh while this was written.
+            if !is_outside(target) {
+                self.capture.keep_unreached(is_outside);
+            }
+        }
     }
 
     async fn open_same_node(

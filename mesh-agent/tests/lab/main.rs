@@ -25,4 +25,5 @@ mod sockets;
 mod stalled;
 mod streams;
 mod support;
+mod unreachable;
 mod weights;
