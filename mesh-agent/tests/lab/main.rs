@@ -25,5 +25,6 @@ mod sockets;
 mod stalled;
 mod streams;
 mod support;
+mod teardown;
 mod unreachable;
 mod weights;
