@@ -3,7 +3,7 @@
 //! Invariant: a running pod is enrolled last (certificate and listeners are there first), and only
 //! an enrolled pod is announced; a pod that leaves the mesh is taken from the announcement before
 //! its capture ends, so that no source tunnels to a pod that is not listening; once another agent has
-//! taken over, pods and announcement are that agent's.
+//! taken over, pods and announcement are that agent's, as long as it lives.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -11,13 +11,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::options::NodeOptions;
 use super::workers::Workers;
-use crate::capture::{self, PodNet, PodSettings};
+use crate::capture::{self, Charge, PodNet, PodSettings};
 use crate::config;
 use crate::model::{CaptureRules, Snapshot, Workload};
 use crate::proxy::{Command, Shared};
@@ -50,12 +50,18 @@ pub(super) struct Enroller {
     drained: FxHashMap<Arc<str>, Arc<LocalPod>>,
     /// Pods that are no longer announced, and when their capture ends.
     leaving: FxHashMap<Arc<str>, Instant>,
+    /// Pods that are enrolled, and have to be so anew: another agent has been in charge.
+    stale: BTreeSet<Arc<str>>,
     /// Failures already reported, so that a pod that cannot be enrolled is logged once.
     reported: FxHashMap<Arc<str>, String>,
     /// Quota of each pod.
     pod_connections: usize,
     /// Told when the pods of the first configuration have been enrolled.
     ready: Option<oneshot::Sender<()>>,
+    /// Told when this agent has taken over again from one that ended.
+    taken_back: Arc<Notify>,
+    /// Whether another agent is in charge, and this one only lives to finish what it has begun.
+    replaced: bool,
 }
 
 impl Enroller {
@@ -65,6 +71,7 @@ impl Enroller {
         options: &NodeOptions,
         pod_connections: usize,
         ready: oneshot::Sender<()>,
+        taken_back: Arc<Notify>,
     ) -> Self {
         Self {
             shared,
@@ -76,14 +83,17 @@ impl Enroller {
             announced: None,
             drained: FxHashMap::default(),
             leaving: FxHashMap::default(),
+            stale: BTreeSet::new(),
             reported: FxHashMap::default(),
             pod_connections,
             ready: Some(ready),
+            taken_back,
+            replaced: false,
         }
     }
 
-    /// Reconciles at every snapshot and every [`SCAN`], until `stop` or until another agent takes
-    /// over.
+    /// Reconciles at every snapshot and every [`SCAN`], until `stop`. While another agent is in charge
+    /// it waits: should that one end first, this one takes over again.
     pub(super) async fn run(
         mut self,
         mut snapshots: watch::Receiver<Arc<Snapshot>>,
@@ -94,18 +104,9 @@ impl Enroller {
         let mut snapshot = snapshots.borrow_and_update().clone();
         let mut local = self.local(&snapshot);
         loop {
-            if !self.shared.capture.is_in_charge() {
-                tracing::info!("another agent has taken over, this one drains");
-                return;
-            }
-            self.reconcile(&snapshot, &local).await;
-            // Told by the snapshot itself: the first one may be older than this task's first turn.
-            if let Some(ready) = self.ready.take_if(|_| snapshot.generation > 0) {
-                if let Err(error) = self.shared.capture.settle() {
-                    tracing::error!(%error, "cannot remove what another version has left");
-                }
-                // Nobody waits any more: the agent stops.
-                let _ = ready.send(());
+            if self.is_in_charge() {
+                self.reconcile(&snapshot, &local).await;
+                self.tell_ready(&snapshot);
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -118,6 +119,42 @@ impl Enroller {
                 }
                 _ = tick.tick() => {}
             }
+        }
+    }
+
+    fn is_in_charge(&mut self) -> bool {
+        match self.shared.capture.charge() {
+            Charge::This => true,
+            Charge::Another => {
+                if !std::mem::replace(&mut self.replaced, true) {
+                    tracing::info!("another agent has taken over, this one drains");
+                }
+                false
+            }
+            Charge::Nobody => {
+                if let Err(error) = self.shared.capture.take_back() {
+                    tracing::error!(%error, "cannot take over again from an agent that ended");
+                    return false;
+                }
+                tracing::warn!("the agent that had taken over has ended, this one goes on");
+                self.replaced = false;
+                // Listeners and announcement were the other's.
+                self.stale = self.enrolled.keys().cloned().collect();
+                self.announced = None;
+                self.taken_back.notify_one();
+                true
+            }
+        }
+    }
+
+    fn tell_ready(&mut self, snapshot: &Snapshot) {
+        // Told by the snapshot itself: the first one may be older than this task's first turn.
+        if let Some(ready) = self.ready.take_if(|_| snapshot.generation > 0) {
+            if let Err(error) = self.shared.capture.settle() {
+                tracing::error!(%error, "cannot remove what another version has left");
+            }
+            // Nobody waits any more: the agent stops.
+            let _ = ready.send(());
         }
     }
 
@@ -169,13 +206,15 @@ impl Enroller {
 
     async fn enroll(&mut self, workload: &Arc<Workload>, running: &FxHashMap<String, u32>) {
         let current = self.enrolled.get(&workload.uid);
-        if current.is_some_and(|enrolled| enrolled.rules == workload.capture) {
+        let is_stale = self.stale.contains(&workload.uid);
+        if current.is_some_and(|enrolled| enrolled.rules == workload.capture && !is_stale) {
             return;
         }
         let Some(pid) = running.get(&*workload.uid) else { return };
         match self.try_enroll(workload, *pid).await {
             Ok(()) => {
                 self.reported.remove(&workload.uid);
+                self.stale.remove(&workload.uid);
                 tracing::info!(pod = %workload.name, identity = %workload.identity, "pod enrolled");
             }
             Err(error) => {
@@ -237,6 +276,7 @@ impl Enroller {
 
     fn withdraw(&mut self, uid: &Arc<str>) {
         self.leaving.remove(uid);
+        self.stale.remove(uid);
         let Some(enrolled) = self.enrolled.remove(uid) else { return };
         if let Err(error) =
             self.shared.capture.withdraw(enrolled.pod.net.cookie(), &enrolled.pod.ips)

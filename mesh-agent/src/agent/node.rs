@@ -1,6 +1,6 @@
 //! `mesh-agent node`: start, serve, drain.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -17,7 +17,7 @@ use super::enroll::Enroller;
 use super::limits;
 use super::options::NodeOptions;
 use super::workers::Workers;
-use crate::admin::AdminSocket;
+use crate::admin::{AdminSocket, AdminState};
 use crate::balance::Live;
 use crate::capture::{self, Capture, CaptureOptions, MapSizes};
 use crate::config::{Publish, Settings, Source};
@@ -61,23 +61,21 @@ pub async fn run(options: NodeOptions) -> anyhow::Result<()> {
     }));
     tasks.spawn(until(stop.clone(), async move { identities.run_rotation().await }));
     let (ready, is_ready) = oneshot::channel();
+    let taken_back = Arc::new(Notify::new());
     let enroller = Enroller::new(
         shared.clone(),
         workers.clone(),
         &options,
         options.max_connections_per_pod.unwrap_or_else(|| limits::connections_per_pod(descriptors)),
         ready,
+        taken_back.clone(),
     );
     tasks.spawn(enroller.run(snapshot, stop.clone()));
     let socket = AdminSocket::bind(&options.admin_socket)
         .with_context(|| format!("cannot open {}", options.admin_socket.display()))?;
-    let state = super::state::admin_state(&options, &shared, diagnostics);
-    let end = stop.clone();
-    tasks.spawn(until(stop.clone(), async move {
-        if let Err(error) = crate::admin::serve(socket, Arc::new(state), end.cancelled()).await {
-            tracing::error!(%error, "admin interface ended");
-        }
-    }));
+    let state = Arc::new(super::state::admin_state(&options, &shared, diagnostics));
+    let path = options.admin_socket.clone();
+    tasks.spawn(until(stop.clone(), serve_admin(socket, state, path, taken_back, stop.clone())));
     // One and the same to the end: a signal that comes between two of them would be lost.
     let mut stopped = pin!(stopped());
     tokio::select! {
@@ -111,6 +109,35 @@ fn capture(options: &NodeOptions) -> anyhow::Result<Capture> {
         },
     })
     .context("cannot set up capture")
+}
+
+/// Serves the admin interface, and does so anew when this agent is in charge again: its socket was
+/// replaced by that of the agent that took over.
+async fn serve_admin(
+    mut socket: AdminSocket,
+    state: Arc<AdminState>,
+    path: PathBuf,
+    taken_back: Arc<Notify>,
+    stop: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            served = crate::admin::serve(socket, state.clone(), stop.cancelled()) => {
+                if let Err(error) = served {
+                    tracing::error!(%error, "admin interface ended");
+                }
+                return;
+            }
+            () = taken_back.notified() => {}
+        }
+        match AdminSocket::bind(&path) {
+            Ok(next) => socket = next,
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "cannot open the admin socket again");
+                return;
+            }
+        }
+    }
 }
 
 /// Waits for SIGTERM or SIGINT.

@@ -44,9 +44,7 @@ const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
-/// Loads everything and attaches what belongs to the cgroup.
-///
-/// `connect` comes last: what it redirects must find the other programs in place.
+/// Loads all programs and maps; nothing runs yet.
 pub(super) fn load(options: &CaptureOptions, pins: &Pins) -> Result<Ebpf, CaptureError> {
     let mut loader = EbpfLoader::new();
     for (name, entries) in sizes(&options.sizes) {
@@ -61,13 +59,20 @@ pub(super) fn load(options: &CaptureOptions, pins: &Pins) -> Result<Ebpf, Captur
     let mut ebpf = loader.load(OBJECT)?;
     check_layouts(pins)?;
 
-    let cgroup = fs::File::open(&options.cgroup)
-        .map_err(CaptureError::file("open cgroup", &options.cgroup))?;
-    for name in CGROUP_PROGRAMS {
-        attach_to_cgroup(&mut ebpf, name, &cgroup, &pins.link(name))?;
+    for name in CGROUP_PROGRAMS.into_iter().chain([INBOUND_PROGRAM]) {
+        load_program(program(&mut ebpf, name)?)?;
     }
-    load_program(program(&mut ebpf, INBOUND_PROGRAM)?)?;
     Ok(ebpf)
+}
+
+/// Attaches what belongs to the cgroup, or puts it into the links that are there.
+///
+/// `connect` comes last: what it redirects must find the other programs in place.
+pub(super) fn attach(ebpf: &mut Ebpf, cgroup: &Path, pins: &Pins) -> Result<(), CaptureError> {
+    let cgroup = fs::File::open(cgroup).map_err(CaptureError::file("open cgroup", cgroup))?;
+    CGROUP_PROGRAMS
+        .iter()
+        .try_for_each(|name| attach_to_cgroup(ebpf, name, &cgroup, &pins.link(name)))
 }
 
 fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 8] {
@@ -130,7 +135,6 @@ fn attach_to_cgroup(
     pin: &Path,
 ) -> Result<(), CaptureError> {
     let program = program(ebpf, name)?;
-    load_program(program)?;
     if update(pin, program.fd()?)? {
         return Ok(());
     }
@@ -178,11 +182,15 @@ pub(super) fn is_attached(pin: &Path) -> Result<bool, CaptureError> {
     Ok(link_info(pin)?.is_some_and(|info| info.netns_inode != 0))
 }
 
-/// Whether it is these programs that run in the links at the cgroup.
-pub(super) fn is_in_charge(ebpf: &Ebpf, pins: &Pins) -> Result<bool, CaptureError> {
+/// The kernel's number for the program by which an agent is known.
+pub(super) fn own_program(ebpf: &Ebpf) -> Result<u32, CaptureError> {
     let program = ebpf.program(LAST_PROGRAM).ok_or(ProgramError::NotLoaded)?;
-    let own = program.info()?.id();
-    Ok(link_info(&pins.link(LAST_PROGRAM))?.is_some_and(|info| info.program == own))
+    Ok(program.info()?.id())
+}
+
+/// The same of the agent in charge, if there is any.
+pub(super) fn program_in_charge(pins: &Pins) -> Result<Option<u32>, CaptureError> {
+    Ok(link_info(&pins.link(LAST_PROGRAM))?.map(|info| info.program))
 }
 
 fn pin_link(link: FdLink, pin: &Path) -> Result<(), CaptureError> {

@@ -25,6 +25,7 @@ mod probe;
 mod socket;
 mod unreached;
 
+use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
@@ -84,9 +85,25 @@ impl Default for MapSizes {
     }
 }
 
+/// Who changes the pinned maps and links of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Charge {
+    /// This agent.
+    This,
+    /// Another agent has taken over.
+    Another,
+    /// Another agent has taken over and has ended since.
+    Nobody,
+}
+
 /// The capture of one node. Shared by all threads of the agent.
 pub struct Capture {
     pins: Pins,
+    cgroup: PathBuf,
+    /// The kernel's number for this agent's programs.
+    program: u32,
+    /// Locked as long as this agent lives.
+    _alive: File,
     own_cookie: u64,
     tables: Mutex<Tables>,
     dialer: Dialer,
@@ -113,6 +130,9 @@ impl Capture {
         let pins = Pins::create(&options.pin_dir)?;
         let _alone = pins.lock()?;
         let mut ebpf = loader::load(options, &pins)?;
+        let program = loader::own_program(&ebpf)?;
+        let alive = pins.live(program)?;
+        loader::attach(&mut ebpf, &options.cgroup, &pins)?;
         let mut take = |name: &'static str| {
             let missing = || aya::maps::MapError::InvalidName { name: name.to_owned() };
             ebpf.take_map(name).ok_or_else(missing)
@@ -132,7 +152,19 @@ impl Capture {
         let own_cookie =
             socket::netns_cookie().map_err(CaptureError::network("ask for the cookie"))?;
         let tables = Mutex::new(tables);
-        Ok(Self { pins, own_cookie, tables, dialer, unreached, origins, counters })
+        let cgroup = options.cgroup.clone();
+        Ok(Self {
+            pins,
+            cgroup,
+            program,
+            _alive: alive,
+            own_cookie,
+            tables,
+            dialer,
+            unreached,
+            origins,
+            counters,
+        })
     }
 
     /// Captures a pod's new connections, both ways. May be repeated, also with other settings.
@@ -188,10 +220,33 @@ impl Capture {
         })
     }
 
-    /// Whether no other agent has taken over.
-    pub fn is_in_charge(&self) -> bool {
-        // If in doubt, go on: what it does is asked again under the lock.
-        loader::is_in_charge(&lock(&self.tables).ebpf, &self.pins).unwrap_or(true)
+    /// Who changes the node's pins now.
+    pub fn charge(&self) -> Charge {
+        match loader::program_in_charge(&self.pins) {
+            Ok(Some(other)) if other != self.program => match self.pins.is_dead(other) {
+                true => Charge::Nobody,
+                false => Charge::Another,
+            },
+            Ok(Some(_)) => Charge::This,
+            // Detached by `cleanup`: not this agent's to attach again.
+            Ok(None) => Charge::Another,
+            // If in doubt, go on: what it does is asked again under the lock.
+            Err(_) => Charge::This,
+        }
+    }
+
+    /// Takes over again from an agent that has ended. The pods must be enrolled anew.
+    ///
+    /// # Errors
+    /// [`CaptureError::TakenOver`] if the other one lives, or what the kernel refuses.
+    pub fn take_back(&self) -> Result<(), CaptureError> {
+        let _alone = self.pins.lock()?;
+        let mut tables = lock(&self.tables);
+        if self.charge() != Charge::Nobody {
+            return Err(CaptureError::TakenOver);
+        }
+        loader::attach(&mut tables.ebpf, &self.cgroup, &self.pins)?;
+        adopt(&mut tables, &self.pins, true)
     }
 
     /// Changes the pinned maps and links, if they are still this agent's to change.
@@ -201,7 +256,7 @@ impl Capture {
     ) -> Result<(), CaptureError> {
         let _alone = self.pins.lock()?;
         let mut tables = lock(&self.tables);
-        if !loader::is_in_charge(&tables.ebpf, &self.pins)? {
+        if loader::program_in_charge(&self.pins)? != Some(self.program) {
             return Err(CaptureError::TakenOver);
         }
         change(&mut tables)

@@ -1,8 +1,9 @@
 //! Where maps and links are pinned, so that they outlive the agent.
 //!
 //! `shared/` holds maps whose layout is frozen, `links/` the attachments, `<version>/` the maps
-//! of one layout version. The invariants: `remove_all` leaves nothing of ours below the folder; of
-//! two agents with the same folder one at a time changes what is in it.
+//! of one layout version, `agents/` a folder for each agent, which it keeps locked while it lives.
+//! The invariants: `remove_all` leaves nothing of ours below the folder; of two agents with the same
+//! folder one at a time changes what is in it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,7 +35,7 @@ impl Pins {
         }
         fs::create_dir_all(root).map_err(CaptureError::file("create", root))?;
         mount_bpffs(root)?;
-        for folder in [pins.shared(), pins.links(), pins.versioned()] {
+        for folder in [pins.shared(), pins.links(), pins.versioned(), pins.agents()] {
             fs::create_dir_all(&folder).map_err(CaptureError::file("create", &folder))?;
         }
         Ok(pins)
@@ -57,6 +58,36 @@ impl Pins {
         self.root.join("links")
     }
 
+    fn agents(&self) -> PathBuf {
+        self.root.join("agents")
+    }
+
+    fn agent(&self, program: u32) -> PathBuf {
+        self.agents().join(program.to_string())
+    }
+
+    /// Says that an agent lives whose programs are known by this one's number: as long as the file
+    /// is open. Agents that are dead are forgotten.
+    pub(super) fn live(&self, program: u32) -> Result<fs::File, CaptureError> {
+        for folder in folders_in(&self.agents()) {
+            if fs::File::open(&folder).is_ok_and(|dead| dead.try_lock().is_ok()) {
+                fs::remove_dir(&folder).map_err(CaptureError::file("remove", &folder))?;
+            }
+        }
+        let folder = self.agent(program);
+        let alive = fs::create_dir(&folder).and_then(|()| {
+            let alive = fs::File::open(&folder)?;
+            alive.lock()?;
+            Ok(alive)
+        });
+        alive.map_err(CaptureError::file("lock", &folder))
+    }
+
+    /// Whether an agent has been here and has ended. One that has left no folder is not known.
+    pub(super) fn is_dead(&self, program: u32) -> bool {
+        fs::File::open(self.agent(program)).is_ok_and(|agent| agent.try_lock().is_ok())
+    }
+
     /// Waits until no other agent changes what is pinned here, and keeps others from it until the
     /// file is closed.
     pub(super) fn lock(&self) -> Result<fs::File, CaptureError> {
@@ -69,7 +100,7 @@ impl Pins {
 
     /// Folders of maps of other layout versions.
     pub(super) fn other_versions(&self) -> Vec<PathBuf> {
-        let own = [self.shared(), self.links(), self.versioned()];
+        let own = [self.shared(), self.links(), self.versioned(), self.agents()];
         folders_in(&self.root).filter(|folder| !own.contains(folder)).collect()
     }
 
@@ -102,6 +133,7 @@ impl Pins {
         }
         // Versions that this agent does not know are removed too. A fresh bpf file system also
         // holds two files of the kernel's (`maps.debug`, `progs.debug`), which go with it.
+        folders_in(&pins.agents()).try_for_each(|folder| remove_folder(&folder))?;
         folders_in(root).try_for_each(|folder| remove_folder(&folder))?;
         if is_bpffs(root) && !root.starts_with(BPFFS) && is_mount_point(root) {
             umount2(root, MntFlags::empty())

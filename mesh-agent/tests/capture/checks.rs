@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mesh_agent::capture::{Capture, CaptureError, MapSizes, PodNet, local_pods};
+use mesh_agent::capture::{Capture, CaptureError, Charge, MapSizes, PodNet, local_pods};
 use mesh_common::maps::LAYOUT_VERSION;
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -29,6 +29,7 @@ pub(crate) fn run(cgroup: PathBuf, pins: PathBuf) {
     check("other pods are untouched", || nothing_captured(&lab));
     check("withdraw", || withdraw(&lab, &capture));
     let capture = check("hand-over", || hand_over(&lab, capture));
+    let capture = check("a next agent that ends", || take_back(&lab, capture, &pins));
     check("hand-over from another layout", || other_layout(&lab, capture, &pins));
     check("restart", || restart(&lab));
     check("cleanup", || cleanup(&lab, &pins));
@@ -522,7 +523,7 @@ fn hand_over(lab: &Lab, capture: Arc<Capture>) -> Arc<Capture> {
     let (old_a, old_b) = (lab.agent(&capture, listeners), lab.agent(&capture, listeners_b));
     let mut open = Client::connect(&lab.a, "11.2.3.4:80").unwrap();
     let counted = count(&capture, "outbound_captured");
-    assert!(capture.is_in_charge());
+    assert_eq!(capture.charge(), Charge::This);
 
     let next = Arc::new(Capture::start(&lab.options).unwrap());
     let a = next.enroll(&lab.a, &Lab::settings_a()).unwrap();
@@ -543,10 +544,42 @@ fn hand_over(lab: &Lab, capture: Arc<Capture>) -> Arc<Capture> {
     next
 }
 
+/// The next agent ends before the old one: the old one goes on. Also if the next one's maps are of
+/// another layout.
+fn take_back(lab: &Lab, capture: Arc<Capture>, pins: &Path) -> Arc<Capture> {
+    let enroll = |capture: &Arc<Capture>| {
+        let a = capture.enroll(&lab.a, &Lab::settings_a()).unwrap();
+        let b = capture.enroll(&lab.b, &Lab::settings_b()).unwrap();
+        (lab.agent(capture, a), lab.agent(capture, b))
+    };
+    let mut own = enroll(&capture);
+    for other_layout in [false, true] {
+        if other_layout {
+            std::fs::rename(pins.join(LAYOUT_VERSION), pins.join("v0")).unwrap();
+        }
+        let next = Arc::new(Capture::start(&lab.options).unwrap());
+        let others = enroll(&next);
+        next.settle().unwrap();
+        assert!(matches!(capture.take_back(), Err(CaptureError::TakenOver)), "it lives");
+        drop(others);
+        drop(next);
+        assert_eq!(capture.charge(), Charge::Nobody);
+        refused(&lab.node, &format!("{POD_B}:8080"));
+        capture.take_back().unwrap();
+        assert_eq!(capture.charge(), Charge::This);
+        let again = enroll(&capture);
+        drop(std::mem::replace(&mut own, again));
+        for n in 0..10 {
+            served(lab, n);
+        }
+    }
+    capture
+}
+
 /// The old agent leaves alone what is the next one's: a pod that it enrolled late would lose its
 /// listeners with it.
 fn taken_over(lab: &Lab, old: &Capture) {
-    assert!(!old.is_in_charge());
+    assert_eq!(old.charge(), Charge::Another);
     let enrolled = old.enroll(&lab.b, &Lab::settings_b());
     assert!(matches!(enrolled, Err(CaptureError::TakenOver)), "{enrolled:?}");
     let withdrawn = old.withdraw(lab.b.cookie(), &Lab::settings_b().ips);

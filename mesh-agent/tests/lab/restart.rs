@@ -63,6 +63,59 @@ fn agents_are_replaced_under_load_without_a_failed_request() {
     assert_eq!(failed, "");
 }
 
+#[test]
+fn an_agent_goes_on_when_the_next_one_crashes() {
+    let Some(lab) = support::lab(2) else { return };
+    support::apply(&lab, SHOP, SHOP_PODS);
+    let [client, far, stranger] =
+        ["shop/client", "shop/far", "outside/stranger"].map(|name| lab.wait_ready(name).unwrap());
+    let [old, other] = ["node1", "node2"].map(|node| lab.agent_pid(node));
+    let pins = lab.run_dir().join("bpf/node1");
+    let before = pinned(&pins);
+    let ways = [
+        (&client, "http://far.shop/"),
+        (&client, "http://near.shop/"),
+        (&far, "http://near.shop/"),
+        (&stranger, "http://near.shop.svc.cluster.local/"),
+    ];
+    for round in 0..2 {
+        let mut carried = client.converse(&["python3", "-c", HOLDER, "far.shop"]).unwrap();
+        assert_eq!(carried.line().unwrap(), "connected");
+        lab.fail_to_replace_agent("node1").expect("it starts beside the other one");
+        for (pod, url) in ways {
+            let what = format!("{url} from {}, round {round}", pod.name);
+            support::eventually(&what, || (asks(pod, url)? == "200").then_some(()));
+        }
+        assert_eq!(carried.ask("after").unwrap(), "after", "the old agent's connections go on");
+        // It is this one's socket again, and its listeners: a pod that comes now is taken in.
+        let status = lab.meshctl("node1", &["status"]).unwrap();
+        assert!(status.contains("node1"), "{status}");
+        let late = LATE.replace("late", &format!("late{round}"));
+        lab.apply(&late).unwrap();
+        let late = lab.wait_ready(&format!("shop/late{round}")).unwrap();
+        lab.wait_enrolled(&late).unwrap();
+        assert_eq!(asks(&late, "http://far.shop/"), Some("200".into()));
+    }
+    assert_eq!([lab.agent_pid("node1"), lab.agent_pid("node2")], [old, other]);
+    // An upgrade that succeeds is as ever.
+    lab.replace_agent("node1").expect("the next agent serves and the old one ends");
+    for (pod, url) in ways {
+        assert_eq!(asks(pod, url), Some("200".into()), "{url} from {}", pod.name);
+    }
+    assert_eq!(pinned(&pins).len(), before.len() + 2, "two pods more");
+}
+
+/// A client that comes later.
+const LATE: &str = r#"
+kind: Pod
+apiVersion: v1
+metadata: { name: late, namespace: shop }
+spec:
+  nodeName: node1
+  serviceAccountName: client
+  containers: [{ name: main, image: curlimages/curl, command: [sleep, infinity] }]
+"#;
+
 /// A pod in the mesh whose connections to port 9000 are not.
 const PARTLY: &str = r#"
 kind: Pod

@@ -449,6 +449,18 @@ impl Lab {
         old.stop()
     }
 
+    /// Starts the next agent of a node beside the old one, and kills it once it serves: an upgrade
+    /// that fails.
+    ///
+    /// # Errors
+    /// It does not start, or there was none before.
+    pub fn fail_to_replace_agent(&self, node: &str) -> anyhow::Result<()> {
+        let old = self.take_agent(node)?;
+        let killed = self.start_agent(node).and_then(|()| self.kill_agent(node));
+        self.shared.lock().agents.insert(node.to_owned(), old);
+        killed
+    }
+
     /// Process of a node's agent, while it runs.
     #[must_use]
     pub fn agent_pid(&self, node: &str) -> Option<u32> {
