@@ -97,6 +97,7 @@ print(s.recv(100).decode(), s.getpeername()[0])
     let seen = support::ok(client, &["python3", "-c", &ask]);
     assert_eq!(seen.trim(), format!("{} {far}", client.v4().unwrap()));
     assert_eq!(server.line().unwrap(), "datagram");
+    inner_network(lab, client, far);
     // A namespace of its own inside the pod: no address, and the kernel's own answer.
     let inner = format!(
         "import socket\ntry: socket.create_connection((\"{far}\", 8080), 20)\n\
@@ -104,6 +105,61 @@ print(s.recv(100).decode(), s.getpeername()[0])
     );
     let seen = support::ok(client, &["unshare", "--net", "python3", "-c", &inner]);
     assert_eq!(seen.trim(), libc::ENETUNREACH.to_string());
+}
+
+/// A network inside the pod, as Docker in Docker makes: forwarded by the pod's kernel, in plaintext.
+const INNER: &str = r#"
+import os, socket, subprocess, sys, time
+def run(words):
+    subprocess.run(words.split(), check=True)
+inner = subprocess.Popen(["unshare", "--net", "sleep", "600"])
+try:
+    own = os.readlink("/proc/self/ns/net")
+    while os.readlink(f"/proc/{inner.pid}/ns/net") == own:
+        time.sleep(0.01)
+    within = f"nsenter --target {inner.pid} --net"
+    run(f"ip link add docker0 type veth peer name eth0 netns {inner.pid}")
+    run("ip address add 172.31.0.1/24 dev docker0")
+    run("ip link set docker0 up")
+    run(f"{within} ip address add 172.31.0.2/24 dev eth0")
+    run(f"{within} ip link set eth0 up")
+    run(f"{within} ip route add default via 172.31.0.1")
+    open("/proc/sys/net/ipv4/ip_forward", "w").write("1")
+    nat = "table ip inner { chain out { type nat hook postrouting priority 100; oifname != docker0 masquerade; }; }"
+    subprocess.run(["nft", nat], check=True)
+    client = r"""
+import socket, sys
+for at in sys.argv[1:]:
+    address, port = at.split(":")
+    try:
+        with socket.create_connection((address, int(port)), 20) as s:
+            s.sendall(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+            print(s.recv(100).decode().split("\r")[0], end="|")
+    except ConnectionError:
+        print("refused", end="|")
+"""
+    subprocess.run([*within.split(), "python3", "-c", client, *sys.argv[1:]], check=True)
+finally:
+    inner.kill()
+    inner.wait()
+"#;
+
+fn inner_network(lab: &Lab, client: &Pod, far: &str) {
+    let says_who = r#"
+import socket
+listener = socket.create_server(("", 9100))
+print("ready", flush=True)
+connection, peer = listener.accept()
+connection.recv(100)
+connection.sendall(peer[0].encode())
+connection.close()
+"#;
+    let stranger = lab.pod("outside/stranger").unwrap();
+    let mut server = stranger.converse(&["python3", "-c", says_who]).unwrap();
+    assert_eq!(server.line().unwrap(), "ready");
+    let (outside, inside) = (format!("{}:9100", stranger.v4().unwrap()), format!("{far}:8080"));
+    let seen = support::ok(client, &["python3", "-c", INNER, &outside, &inside]);
+    assert_eq!(seen, format!("{}|refused|", client.v4().unwrap()), "STRICT refuses plaintext");
 }
 
 /// A socket made before its pod came into the mesh, and connected after, is captured.
