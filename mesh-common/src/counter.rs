@@ -8,6 +8,8 @@ pub enum Counter {
     OutboundCaptured,
     /// Outbound connections of an enrolled pod left alone (loopback, exclusions, no address).
     OutboundPassed,
+    /// Outbound connections to a pod of the node that go there without the agent.
+    OutboundDirect,
     /// Outbound connections refused because they name one of the mesh's own ports.
     OutboundRefusedMeshPort,
     /// Outbound connections refused because the pod has too many unanswered ones.
@@ -34,13 +36,18 @@ pub enum Counter {
     InboundRefusedListener,
     /// The agent's own dials refused because the source port is in use by the client itself.
     AdmitPortInUse,
+    /// Direct connections that could not be announced to their pod: they are steered to the agent.
+    AdmittedFull,
+    /// Reports of direct connections that were lost, because the agent reads too slowly.
+    FlowsLost,
 }
 
 impl Counter {
     /// All counters with the names under which they are shown, in index order.
-    pub const ALL: [(Self, &'static str); 15] = [
+    pub const ALL: [(Self, &'static str); 18] = [
         (Self::OutboundCaptured, "outbound_captured"),
         (Self::OutboundPassed, "outbound_passed"),
+        (Self::OutboundDirect, "outbound_direct"),
         (Self::OutboundRefusedMeshPort, "outbound_refused_mesh_port"),
         (Self::OutboundRefusedPending, "outbound_refused_pending"),
         (Self::OutboundRefusedStorage, "outbound_refused_storage"),
@@ -54,6 +61,8 @@ impl Counter {
         (Self::InboundRefusedAddress, "inbound_refused_address"),
         (Self::InboundRefusedListener, "inbound_refused_listener"),
         (Self::AdmitPortInUse, "admit_port_in_use"),
+        (Self::AdmittedFull, "admitted_full"),
+        (Self::FlowsLost, "flows_lost"),
     ];
 
     /// Number of counters.

@@ -10,6 +10,7 @@ extern crate std;
 
 pub mod address;
 pub mod counter;
+pub mod flow;
 pub mod maps;
 pub mod ports;
 pub mod redirect;

@@ -17,7 +17,7 @@ pub const MARKS: &str = "MARKS";
 pub const TUPLES: &str = "TUPLES";
 /// Frozen: netns cookie -> number of the pod's entries in [`TUPLES`].
 pub const PENDING: &str = "PENDING";
-/// Frozen: [`AdmitKey`] -> 1.
+/// Frozen: [`AdmitKey`] -> [`ADMITTED_AGENT`] or [`ADMITTED_DIRECT`].
 pub const ADMITTED: &str = "ADMITTED";
 /// Frozen: pod address -> [`Inbound`].
 pub const INBOUND: &str = "INBOUND";
@@ -32,6 +32,13 @@ pub const COUNTERS: &str = "COUNTERS";
 /// Versioned: [`DialKey`] -> end of its entry, in nanoseconds of the monotonic clock.
 pub const UNREACHED: &str = "UNREACHED";
 
+/// Not pinned, so each agent has its own: [`ServiceKey`] -> [`DirectService`].
+pub const DIRECT: &str = "DIRECT";
+/// Not pinned: [`SlotKey`] -> [`Target`].
+pub const DIRECT_SLOTS: &str = "DIRECT_SLOTS";
+/// Not pinned: ring of [`Flow`]s.
+pub const FLOWS: &str = "FLOWS";
+
 /// Names of the maps with a frozen layout.
 pub const FROZEN: [&str; 9] =
     [PODS, ORIGINS, MARKS, TUPLES, PENDING, ADMITTED, INBOUND, EXCLUDED_PORTS, EXCLUDED_RANGES];
@@ -39,7 +46,7 @@ pub const FROZEN: [&str; 9] =
 pub const VERSIONED: [&str; 3] = [LISTENERS, COUNTERS, UNREACHED];
 
 /// Part of the pin path of the maps in [`VERSIONED`]. Raise it when one of them changes.
-pub const LAYOUT_VERSION: &str = "v1";
+pub const LAYOUT_VERSION: &str = "v2";
 
 /// [`Pod::flags`]: the pod has entries in [`EXCLUDED_RANGES`].
 pub const HAS_RANGES: u32 = 1;
@@ -55,6 +62,21 @@ pub const ADMIT: u32 = 2;
 pub const CLIENT: u16 = 1;
 /// [`OriginalDestination::kind`]: the agent's accepted socket.
 pub const ACCEPTED: u16 = 2;
+/// [`OriginalDestination::kind`]: the application's socket, connected to a pod of the node.
+pub const DIRECT_CLIENT: u16 = 3;
+
+/// [`OriginalDestination::flags`]: the draw among all endpoints fell on one that is not direct.
+pub const ELSEWHERE: u32 = 1;
+
+/// Value of [`ADMITTED`]: a connection of the agent's.
+pub const ADMITTED_AGENT: u8 = 1;
+/// Value of [`ADMITTED`]: an application's connection that goes past the agent.
+pub const ADMITTED_DIRECT: u8 = 2;
+
+/// [`Flow::kind`]: the connection is established.
+pub const FLOW_OPENED: u16 = 1;
+/// [`Flow::kind`]: the connection is over.
+pub const FLOW_CLOSED: u16 = 2;
 
 /// Value of [`PODS`]: an enrolled pod, for its outbound side.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,10 +102,12 @@ pub struct OriginalDestination {
     pub ip: Ip,
     /// Port, host byte order.
     pub port: u16,
-    /// [`CLIENT`] or [`ACCEPTED`].
+    /// [`CLIENT`], [`ACCEPTED`] or [`DIRECT_CLIENT`].
     pub kind: u16,
+    /// [`ELSEWHERE`], or zero.
+    pub flags: u32,
     /// Zero.
-    pub reserved: [u32; 3],
+    pub reserved: [u32; 2],
 }
 
 /// Value of [`MARKS`], set by the agent on its own sockets only.
@@ -193,6 +217,70 @@ pub struct ListenerKey {
     pub port: u32,
 }
 
+/// Key of [`DIRECT`]: what clients dial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct ServiceKey {
+    /// Virtual address.
+    pub ip: Ip,
+    /// Service port, host byte order.
+    pub port: u32,
+}
+
+/// Value of [`DIRECT`]: endpoints in use of one service port and family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct DirectService {
+    /// All of them; at least 1.
+    pub endpoints: u32,
+    /// Those that are pods of this node, in the mesh: they have the slots 0 to `local` - 1.
+    pub local: u32,
+}
+
+/// Key of [`DIRECT_SLOTS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct SlotKey {
+    /// The service port.
+    pub service: ServiceKey,
+    /// Below [`DirectService::local`].
+    pub slot: u32,
+}
+
+/// Value of [`DIRECT_SLOTS`]: where an application listens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Target {
+    /// The pod's address.
+    pub ip: Ip,
+    /// The application's port, host byte order.
+    pub port: u32,
+}
+
+/// What the kernel tells of a direct connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Flow {
+    /// Bytes that the client has sent, and the server's side acknowledged; at the end only.
+    pub sent: u64,
+    /// Bytes that the client's side has received; at the end only.
+    pub received: u64,
+    /// The client's address.
+    pub client: Ip,
+    /// What it dialled.
+    pub service: Ip,
+    /// Where it went.
+    pub endpoint: Ip,
+    /// Port of `client`.
+    pub client_port: u16,
+    /// Port of `service`.
+    pub service_port: u16,
+    /// Port of `endpoint`.
+    pub endpoint_port: u16,
+    /// [`FLOW_OPENED`] or [`FLOW_CLOSED`].
+    pub kind: u16,
+}
+
 /// Key of [`UNREACHED`]: a destination outside the mesh, as seen from one pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -231,6 +319,11 @@ const _: () = {
     assert!(size_of::<RangeData>() == 24);
     assert!(size_of::<ListenerKey>() == 20);
     assert!(size_of::<DialKey>() == 32);
+    assert!(size_of::<ServiceKey>() == 20);
+    assert!(size_of::<DirectService>() == 8);
+    assert!(size_of::<SlotKey>() == 24);
+    assert!(size_of::<Target>() == 20);
+    assert!(size_of::<Flow>() == 72);
 };
 
 #[cfg(feature = "user")]
@@ -259,4 +352,12 @@ mod pod {
     unsafe impl aya::Pod for ListenerKey {}
     // SAFETY: as for `Pod`.
     unsafe impl aya::Pod for DialKey {}
+    // SAFETY: as for `Pod`.
+    unsafe impl aya::Pod for ServiceKey {}
+    // SAFETY: as for `Pod`.
+    unsafe impl aya::Pod for DirectService {}
+    // SAFETY: as for `Pod`.
+    unsafe impl aya::Pod for SlotKey {}
+    // SAFETY: as for `Pod`.
+    unsafe impl aya::Pod for Target {}
 }

@@ -6,7 +6,9 @@
 
 use crate::address::Ip;
 use crate::counter::Counter;
-use crate::maps::{CLIENT, Inbound, OriginalDestination, Pod};
+use crate::maps::{
+    CLIENT, DIRECT_CLIENT, DirectService, ELSEWHERE, Inbound, OriginalDestination, Pod, Target,
+};
 use crate::ports;
 
 /// What happens to an outbound connection.
@@ -15,7 +17,14 @@ pub enum Outbound {
     /// It connects as if the mesh were not there.
     Pass,
     /// It connects to the agent instead, at this address and [`ports::OUTBOUND`].
-    Capture(Ip),
+    Capture {
+        /// The agent's address.
+        to: Ip,
+        /// [`OriginalDestination::flags`].
+        flags: u32,
+    },
+    /// It connects to this pod of the node, past the agent.
+    Direct(Target),
     /// `connect` fails; counted under the reason.
     Refuse(Counter),
 }
@@ -43,6 +52,7 @@ pub fn outbound(
     destination: &Ip,
     port: u16,
     excluded: impl FnOnce() -> bool,
+    direct: impl FnOnce() -> Draw,
     pending: impl FnOnce() -> i64,
 ) -> Outbound {
     if ports::is_mesh(port) {
@@ -57,10 +67,46 @@ pub fn outbound(
     if !has_family || excluded() {
         return Outbound::Pass;
     }
+    let flags = match direct() {
+        Draw::Local(target) => return Outbound::Direct(target),
+        Draw::Elsewhere => ELSEWHERE,
+        Draw::None => 0,
+    };
     if pending() >= i64::from(pod.pending_limit) {
         return Outbound::Refuse(Counter::OutboundRefusedPending);
     }
-    Outbound::Capture(destination.capture_for(port))
+    Outbound::Capture { to: destination.capture_for(port), flags }
+}
+
+/// What a draw among the endpoints of a service port gave, if the service is direct.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Draw {
+    /// It is not, or its endpoints are just being replaced.
+    None,
+    /// A pod of this node.
+    Local(Target),
+    /// An endpoint that the agent is to choose, among those that are no pods of this node.
+    Elsewhere,
+}
+
+/// Draws one of the endpoints of a direct service, all alike; `random` is uniform.
+#[inline(always)]
+pub fn draw(
+    service: &DirectService,
+    random: u32,
+    slot: impl FnOnce(u32) -> Option<Target>,
+) -> Draw {
+    if service.endpoints == 0 {
+        return Draw::None;
+    }
+    let number = random % service.endpoints;
+    if number >= service.local {
+        return Draw::Elsewhere;
+    }
+    match slot(number) {
+        Some(target) => Draw::Local(target),
+        None => Draw::None,
+    }
 }
 
 /// Decides on a SYN for `local:port` from `remote` in the network namespace of an enrolled pod.
@@ -98,10 +144,11 @@ pub fn inbound(
 }
 
 /// Whether `getpeername` must answer with the original destination: the socket is a captured
-/// application's, and the kernel is about to name the agent.
+/// application's, and the kernel is about to name the agent or the pod that was drawn.
 #[inline(always)]
-pub fn hides_agent(origin: &OriginalDestination, reported: &Ip, port: u16) -> bool {
-    origin.kind == CLIENT && port == ports::OUTBOUND && reported.is_capture()
+pub fn hides_peer(origin: &OriginalDestination, reported: &Ip, port: u16) -> bool {
+    origin.kind == DIRECT_CLIENT
+        || (origin.kind == CLIENT && port == ports::OUTBOUND && reported.is_capture())
 }
 
 /// Whether `getsockname` must answer with the pod's address: the socket is a captured
@@ -147,7 +194,7 @@ mod tests {
     }
 
     fn connect(pod: &Pod, to: &str, port: u16) -> Outbound {
-        outbound(pod, &ip(to), port, || false, || 0)
+        outbound(pod, &ip(to), port, || false, || Draw::None, || 0)
     }
 
     fn arrive(local: &str, port: u16, remote: &str, admitted: bool) -> Arrival {
@@ -158,7 +205,7 @@ mod tests {
     #[test]
     fn ordinary_destinations_are_captured() {
         for to in ["10.96.0.1", "169.254.169.254", "93.184.216.34", "2001:db8::9"] {
-            let expected = Outbound::Capture(ip(to).capture_for(80));
+            let expected = Outbound::Capture { to: ip(to).capture_for(80), flags: 0 };
             assert_eq!(connect(&pod(), to, 80), expected, "{to}");
         }
     }
@@ -184,19 +231,47 @@ mod tests {
     fn a_missing_family_passes() {
         let v4_only = Pod { ipv6: Ip::default(), ..pod() };
         assert_eq!(connect(&v4_only, "2001:db8::9", 80), Outbound::Pass);
-        assert!(matches!(connect(&v4_only, "10.96.0.1", 80), Outbound::Capture(_)));
+        assert!(matches!(connect(&v4_only, "10.96.0.1", 80), Outbound::Capture { .. }));
         let v6_only = Pod { ipv4: 0, ..pod() };
         assert_eq!(connect(&v6_only, "10.96.0.1", 80), Outbound::Pass);
-        assert!(matches!(connect(&v6_only, "2001:db8::9", 80), Outbound::Capture(_)));
+        assert!(matches!(connect(&v6_only, "2001:db8::9", 80), Outbound::Capture { .. }));
     }
 
     #[test]
     fn exclusions_pass_and_the_limit_refuses() {
-        assert_eq!(outbound(&pod(), &ip("10.2.0.1"), 80, || true, || 99), Outbound::Pass);
-        let at = |n| outbound(&pod(), &ip("10.2.0.1"), 80, || false, || n);
-        assert!(matches!(at(9), Outbound::Capture(_)));
-        assert!(matches!(at(-3), Outbound::Capture(_)));
+        let none = || Draw::None;
+        assert_eq!(outbound(&pod(), &ip("10.2.0.1"), 80, || true, none, || 99), Outbound::Pass);
+        let at = |n| outbound(&pod(), &ip("10.2.0.1"), 80, || false, none, || n);
+        assert!(matches!(at(9), Outbound::Capture { .. }));
+        assert!(matches!(at(-3), Outbound::Capture { .. }));
         assert_eq!(at(10), Outbound::Refuse(Counter::OutboundRefusedPending));
+    }
+
+    #[test]
+    fn a_draw_gives_each_endpoint_its_share() {
+        let service = DirectService { endpoints: 5, local: 2 };
+        let target = |slot| Target { ip: ip("10.1.0.9"), port: slot };
+        let drawn = |n| draw(&service, n, |slot| Some(target(slot)));
+        assert_eq!([drawn(0), drawn(6)], [Draw::Local(target(0)), Draw::Local(target(1))]);
+        assert_eq!([2, 3, 4, 9].map(drawn), [Draw::Elsewhere; 4]);
+        assert_eq!(draw(&service, 0, |_| None), Draw::None, "is just being replaced");
+        assert_eq!(draw(&DirectService::default(), 0, |_| None), Draw::None);
+    }
+
+    #[test]
+    fn what_is_drawn_is_connected_to() {
+        let target = Target { ip: ip("10.1.0.9"), port: 8080 };
+        let to = |draw| outbound(&pod(), &ip("10.96.0.1"), 80, || false, || draw, || 0);
+        assert_eq!(to(Draw::Local(target)), Outbound::Direct(target));
+        let elsewhere = Outbound::Capture { to: ip("10.96.0.1").capture_for(80), flags: ELSEWHERE };
+        assert_eq!(to(Draw::Elsewhere), elsewhere);
+        // What is excluded is not the mesh's at all.
+        let excluded =
+            outbound(&pod(), &ip("10.96.0.1"), 80, || true, || Draw::Local(target), || 0);
+        assert_eq!(excluded, Outbound::Pass);
+        let direct = OriginalDestination { kind: DIRECT_CLIENT, ..Default::default() };
+        assert!(hides_peer(&direct, &ip("10.1.0.9"), 8080));
+        assert!(!hides_loopback(&direct, &ip("127.0.0.1")));
     }
 
     #[test]
@@ -254,12 +329,12 @@ mod tests {
     #[test]
     fn only_captured_sockets_hide_the_agent() {
         let client = OriginalDestination { kind: CLIENT, ..Default::default() };
-        assert!(hides_agent(&client, &ip("127.200.0.1"), 15001));
-        assert!(hides_agent(&client, &ip("fd4d:616c:6861::1"), 15001));
+        assert!(hides_peer(&client, &ip("127.200.0.1"), 15001));
+        assert!(hides_peer(&client, &ip("fd4d:616c:6861::1"), 15001));
         // The same socket, disconnected and connected elsewhere.
-        assert!(!hides_agent(&client, &ip("10.0.0.1"), 15001));
-        assert!(!hides_agent(&client, &ip("127.200.0.1"), 80));
+        assert!(!hides_peer(&client, &ip("10.0.0.1"), 15001));
+        assert!(!hides_peer(&client, &ip("127.200.0.1"), 80));
         let accepted = OriginalDestination { kind: crate::maps::ACCEPTED, ..client };
-        assert!(!hides_agent(&accepted, &ip("127.200.0.1"), 15001));
+        assert!(!hides_peer(&accepted, &ip("127.200.0.1"), 15001));
     }
 }

@@ -1,6 +1,7 @@
 //! `connect(2)`: outbound connections of enrolled pods go to the agent.
 //!
-//! The agent listens inside the pod's own network namespace. What the application meant is kept
+//! The agent listens inside the pod's own network namespace. Connections to a direct service go to
+//! one of its pods on the node instead, if the draw falls on one. What the application meant is kept
 //! in the socket's storage; `sockops` carries it to the agent. Kernel: cgroup/connect4 since
 //! 4.17, `bpf_set_retval` since 5.18.
 
@@ -9,11 +10,11 @@ use aya_ebpf::programs::SockAddrContext;
 use mesh_common::address::Ip;
 use mesh_common::counter::Counter;
 use mesh_common::maps::{
-    ADMIT, CLIENT, DialKey, HAS_PORTS, HAS_RANGES, Mark, OUTBOUND, OriginalDestination, Pod,
-    PortKey,
+    ADMIT, CLIENT, DIRECT_CLIENT, DialKey, HAS_PORTS, HAS_RANGES, Mark, OUTBOUND,
+    OriginalDestination, Pod, PortKey, ServiceKey, Target,
 };
 use mesh_common::ports;
-use mesh_common::redirect::{self, Outbound};
+use mesh_common::redirect::{self, Draw, Outbound};
 
 use crate::ctx::Socket;
 use crate::{ctx, maps};
@@ -45,6 +46,10 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
             ctx::set_address4(&ctx, &to, ports::OUTBOUND);
             ALLOW
         }
+        Step::Replace(to) => {
+            ctx::set_address4(&ctx, &to.ip, to.port as u16);
+            ALLOW
+        }
     }
 }
 
@@ -70,6 +75,10 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
             ctx::set_address6(&ctx, &to, ports::OUTBOUND);
             ALLOW
         }
+        Step::Replace(to) => {
+            ctx::set_address6(&ctx, &to.ip, to.port as u16);
+            ALLOW
+        }
     }
 }
 
@@ -77,8 +86,10 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
 enum Step {
     /// Nothing: this is its return value.
     Done(i32),
-    /// Rewrite the destination.
+    /// Rewrite the destination: the agent.
     Redirect(Ip),
+    /// Rewrite the destination: a pod of the node.
+    Replace(Target),
 }
 
 /// The agent's own socket: never captured. One that borrows a client's address must not take the
@@ -101,7 +112,16 @@ fn decide(socket: &Socket, netns: u64, pod: &Pod, ip: &Ip, port: u16) -> Step {
             || (pod.flags & HAS_RANGES != 0 && maps::is_excluded_range(netns, ip))
             || maps::is_unreached(&DialKey::new(netns, *ip, port), ctx::now())
     };
-    match redirect::outbound(pod, ip, port, excluded, || maps::pending(netns)) {
+    let direct = || {
+        let key = ServiceKey { ip: *ip, port: u32::from(port) };
+        match maps::direct(&key) {
+            Some(service) => {
+                redirect::draw(&service, ctx::random(), |slot| maps::direct_slot(&key, slot))
+            }
+            None => Draw::None,
+        }
+    };
+    match redirect::outbound(pod, ip, port, excluded, direct, || maps::pending(netns)) {
         Outbound::Pass => {
             // The socket may have been captured before and disconnected since.
             maps::clear_origin(socket);
@@ -109,15 +129,27 @@ fn decide(socket: &Socket, netns: u64, pod: &Pod, ip: &Ip, port: u16) -> Step {
             Step::Done(ALLOW)
         }
         Outbound::Refuse(reason) => refuse(reason),
-        Outbound::Capture(to) => {
-            let origin = OriginalDestination { ip: *ip, port, kind: CLIENT, reserved: [0; 3] };
-            if maps::set_origin(socket, &origin).is_err() {
+        Outbound::Capture { to, flags } => {
+            if remember(socket, ip, port, CLIENT, flags).is_err() {
                 return refuse(Counter::OutboundRefusedStorage);
             }
             maps::count(Counter::OutboundCaptured);
             Step::Redirect(to)
         }
+        Outbound::Direct(to) => {
+            if remember(socket, ip, port, DIRECT_CLIENT, 0).is_err() {
+                return refuse(Counter::OutboundRefusedStorage);
+            }
+            maps::count(Counter::OutboundDirect);
+            Step::Replace(to)
+        }
     }
+}
+
+#[inline(always)]
+fn remember(socket: &Socket, ip: &Ip, port: u16, kind: u16, flags: u32) -> Result<(), ()> {
+    let origin = OriginalDestination { ip: *ip, port, kind, flags, reserved: [0; 2] };
+    maps::set_origin(socket, &origin)
 }
 
 #[inline(always)]

@@ -10,8 +10,8 @@ use core::ffi::c_void;
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{
-    bpf_bind, bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_set_retval, bpf_setsockopt,
-    bpf_sk_release, bpf_skc_lookup_tcp,
+    bpf_bind, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_set_retval,
+    bpf_setsockopt, bpf_sk_release, bpf_skc_lookup_tcp,
 };
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext};
 use mesh_common::address::Ip;
@@ -47,6 +47,13 @@ pub struct Ends {
     pub remote: Ip,
     /// Port of its peer.
     pub remote_port: u16,
+}
+
+/// A pseudo-random number, uniform.
+#[inline(always)]
+pub fn random() -> u32 {
+    // SAFETY: the helper takes nothing.
+    unsafe { bpf_get_prandom_u32() }
 }
 
 /// The monotonic clock, in nanoseconds.
@@ -343,6 +350,23 @@ pub fn ops_new_state(ctx: &SockOpsContext) -> u32 {
     // SAFETY: address of a field, nothing is read.
     let args = unsafe { &raw const (*ctx.ops).__bindgen_anon_1 }.cast::<u32>();
     read(args.wrapping_add(1))
+}
+
+/// The state that a state callback tells of having been left.
+#[inline(always)]
+pub fn ops_old_state(ctx: &SockOpsContext) -> u32 {
+    // SAFETY: address of a field, nothing is read.
+    let args = unsafe { &raw const (*ctx.ops).__bindgen_anon_1 }.cast::<u32>();
+    read(args)
+}
+
+/// Bytes that the peer has acknowledged, and bytes that it has sent.
+#[inline(always)]
+pub fn ops_bytes(ctx: &SockOpsContext) -> (u64, u64) {
+    // SAFETY: addresses of fields, nothing is read.
+    let (acked, received) =
+        unsafe { (&raw const (*ctx.ops).bytes_acked, &raw const (*ctx.ops).bytes_received) };
+    (read(acked), read(received))
 }
 
 // === sk_lookup ===

@@ -17,7 +17,7 @@ const ALLOW: i32 = 1;
 pub fn getpeername4(ctx: SockAddrContext) -> i32 {
     if let Some(origin) = maps::origin(&ctx::socket(&ctx)) {
         let (ip, port) = ctx::address4(&ctx);
-        if redirect::hides_agent(&origin, &ip, port) {
+        if redirect::hides_peer(&origin, &ip, port) {
             ctx::set_address4(&ctx, &origin.ip, origin.port);
         }
     }
@@ -29,7 +29,7 @@ pub fn getpeername4(ctx: SockAddrContext) -> i32 {
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
     if let Some(origin) = maps::origin(&ctx::socket(&ctx)) {
         let (ip, port) = ctx::address6(&ctx);
-        if redirect::hides_agent(&origin, &ip, port) {
+        if redirect::hides_peer(&origin, &ip, port) {
             ctx::set_address6(&ctx, &origin.ip, origin.port);
         }
     }

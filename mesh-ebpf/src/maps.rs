@@ -12,13 +12,14 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, SockHash};
+use aya_ebpf::maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockHash};
 use aya_ebpf::programs::SkLookupContext;
 use mesh_common::address::Ip;
 use mesh_common::counter::Counter;
 use mesh_common::maps::{
-    AdmitKey, DialKey, Inbound, ListenerKey, Mark, OriginalDestination, Pod, PortKey, RangeData,
-    TupleKey, UNREACHED_NS,
+    ADMITTED_DIRECT, AdmitKey, DialKey, DirectService, Flow, Inbound, ListenerKey, Mark,
+    OriginalDestination, Pod, PortKey, RangeData, ServiceKey, SlotKey, Target, TupleKey,
+    UNREACHED_NS,
 };
 
 use crate::ctx::Socket;
@@ -51,8 +52,9 @@ static TUPLES: HashMap<TupleKey, OriginalDestination> = HashMap::with_max_entrie
 #[map]
 static PENDING: HashMap<u64, i64> = HashMap::with_max_entries(1024, 0);
 
-/// Connections of the agent's that may reach an application. Written by the agent before it
-/// connects; emptied by sockops at close; read by sk_lookup. Full: the agent's dial fails.
+/// Connections that may reach an application. Written by the agent before it connects, and by
+/// sockops for direct ones; emptied by sockops at close; read by sk_lookup. Full: the agent's dial
+/// fails, a direct one is steered to the agent.
 #[map]
 static ADMITTED: HashMap<AdmitKey, u8> = HashMap::with_max_entries(262_144, 0);
 
@@ -79,6 +81,18 @@ static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(4096, 0);
 /// that is lost costs its pod one more reset.
 #[map]
 static UNREACHED: LruHashMap<DialKey, u64> = LruHashMap::with_max_entries(4096, 0);
+
+/// Direct services. Written by the agent; read by connect. Full: the service is not direct.
+#[map]
+static DIRECT: HashMap<ServiceKey, DirectService> = HashMap::with_max_entries(4096, 0);
+
+/// Their pods on this node. Written by the agent; read by connect. Full: as `DIRECT`.
+#[map]
+static DIRECT_SLOTS: HashMap<SlotKey, Target> = HashMap::with_max_entries(16_384, 0);
+
+/// Reports of direct connections. Written by sockops; read by the agent. Full: counted.
+#[map]
+static FLOWS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
 /// What happened, for people. Written by all programs; read by the agent. Fixed size.
 #[map]
@@ -111,6 +125,32 @@ pub fn inbound(ip: &Ip) -> Option<Inbound> {
 #[inline(always)]
 pub fn is_admitted(key: &AdmitKey) -> bool {
     ADMITTED.get_ptr(key).is_some()
+}
+
+/// Announces an application's own connection.
+#[inline(always)]
+pub fn admit_direct(key: &AdmitKey) -> Result<(), i32> {
+    ADMITTED.insert(key, &ADMITTED_DIRECT, 0)
+}
+
+/// A direct service.
+#[inline(always)]
+pub fn direct(key: &ServiceKey) -> Option<DirectService> {
+    // SAFETY: as in `pod`.
+    unsafe { DIRECT.get(key) }.copied()
+}
+
+/// One of its pods on this node.
+#[inline(always)]
+pub fn direct_slot(service: &ServiceKey, slot: u32) -> Option<Target> {
+    // SAFETY: as in `pod`.
+    unsafe { DIRECT_SLOTS.get(SlotKey { service: *service, slot }) }.copied()
+}
+
+/// Reports a direct connection to the agent.
+#[inline(always)]
+pub fn report(flow: &Flow) -> Result<(), i32> {
+    FLOWS.output::<Flow>(flow, 0)
 }
 
 /// Takes back an announcement.

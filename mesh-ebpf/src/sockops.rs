@@ -1,5 +1,6 @@
 //! TCP callbacks: they carry the original destination from the client's socket to the agent's,
-//! and take tuples out when a socket closes.
+//! announce direct connections to their pod and report them, and take tuples out when a socket
+//! closes.
 //!
 //! `connect` cannot write the tuple, since the source port is chosen after it; the callback
 //! before the SYN can. An accepted socket has its record before `accept` can return it, so there
@@ -9,14 +10,16 @@
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
     BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
+    BPF_TCP_SYN_SENT,
 };
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::counter::Counter;
 use mesh_common::maps::{
-    ACCEPTED, ADMIT, AdmitKey, CLIENT, DialKey, OriginalDestination, TupleKey,
+    ACCEPTED, ADMIT, AdmitKey, CLIENT, DIRECT_CLIENT, DialKey, FLOW_CLOSED, FLOW_OPENED, Flow,
+    OriginalDestination, TupleKey,
 };
-use mesh_common::ports;
+use mesh_common::{flow, ports};
 
 use crate::ctx::{Ends, Socket};
 use crate::{ctx, maps};
@@ -45,6 +48,11 @@ fn before_syn(ctx: &SockOpsContext) {
         if maps::remember_tuple(&key, &origin).is_err() {
             maps::count(Counter::TuplesFull);
         }
+    } else if direct(&socket).is_some() {
+        watch_close(ctx);
+        if maps::admit_direct(&admit_key(&ctx::ops_ends(ctx))).is_err() {
+            maps::count(Counter::AdmittedFull);
+        }
     } else if is_admit(&socket) {
         watch_close(ctx);
     }
@@ -54,8 +62,35 @@ fn before_syn(ctx: &SockOpsContext) {
 #[inline(always)]
 fn reached(ctx: &SockOpsContext) {
     let ends = ctx::ops_ends(ctx);
-    if ends.remote_port != ports::OUTBOUND {
-        maps::forget_unreached(&DialKey::new(ctx::ops_netns(ctx), ends.remote, ends.remote_port));
+    if ends.remote_port == ports::OUTBOUND {
+        return;
+    }
+    maps::forget_unreached(&DialKey::new(ctx::ops_netns(ctx), ends.remote, ends.remote_port));
+    if let Some(origin) = ctx::ops_socket(ctx).and_then(|socket| direct(&socket)) {
+        report(&ends, &origin, FLOW_OPENED, (0, 0));
+    }
+}
+
+#[inline(always)]
+fn report(
+    ends: &Ends,
+    origin: &OriginalDestination,
+    kind: u16,
+    (sent, received): (u64, u64),
+) {
+    let flow = Flow {
+        sent,
+        received,
+        client: ends.local,
+        service: origin.ip,
+        endpoint: ends.remote,
+        client_port: ends.local_port,
+        service_port: origin.port,
+        endpoint_port: ends.remote_port,
+        kind,
+    };
+    if maps::report(&flow).is_err() {
+        maps::count(Counter::FlowsLost);
     }
 }
 
@@ -93,15 +128,33 @@ fn closed(ctx: &SockOpsContext) {
     if captured(ctx, &socket).is_some() {
         // Gone already unless the agent never completed the handshake.
         let _ = maps::take_tuple(&tuple_key(ctx::ops_netns(ctx), &ctx::ops_ends(ctx)));
-    } else if is_admit(&socket) {
+    } else if let Some(origin) = direct(&socket) {
         let ends = ctx::ops_ends(ctx);
-        maps::forget_admitted(&AdmitKey {
-            source: ends.local,
-            destination: ends.remote,
-            source_port: ends.local_port,
-            destination_port: ends.remote_port,
-        });
+        maps::forget_admitted(&admit_key(&ends));
+        let state = ctx::ops_old_state(ctx);
+        if state != BPF_TCP_SYN_SENT {
+            let (acked, received) = ctx::ops_bytes(ctx);
+            report(&ends, &origin, FLOW_CLOSED, flow::payload(state, acked, received));
+        }
+    } else if is_admit(&socket) {
+        maps::forget_admitted(&admit_key(&ctx::ops_ends(ctx)));
     }
+}
+
+#[inline(always)]
+fn admit_key(ends: &Ends) -> AdmitKey {
+    AdmitKey {
+        source: ends.local,
+        destination: ends.remote,
+        source_port: ends.local_port,
+        destination_port: ends.remote_port,
+    }
+}
+
+/// The record of an application's socket that goes past the agent.
+#[inline(always)]
+fn direct(socket: &Socket) -> Option<OriginalDestination> {
+    maps::origin(socket).filter(|origin| origin.kind == DIRECT_CLIENT)
 }
 
 /// The record of an application's socket that is connected to the agent.

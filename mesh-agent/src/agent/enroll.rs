@@ -15,6 +15,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::direct::DirectTable;
 use super::options::NodeOptions;
 use super::workers::Workers;
 use crate::capture::{self, Charge, PodNet, PodSettings};
@@ -54,6 +55,7 @@ pub(super) struct Enroller {
     stale: BTreeSet<Arc<str>>,
     /// Failures already reported, so that a pod that cannot be enrolled is logged once.
     reported: FxHashMap<Arc<str>, String>,
+    direct: DirectTable,
     /// Quota of each pod.
     pod_connections: usize,
     /// Told when the pods of the first configuration have been enrolled.
@@ -85,6 +87,7 @@ impl Enroller {
             leaving: FxHashMap::default(),
             stale: BTreeSet::new(),
             reported: FxHashMap::default(),
+            direct: DirectTable::default(),
             pod_connections,
             ready: Some(ready),
             taken_back,
@@ -106,6 +109,7 @@ impl Enroller {
         loop {
             if self.is_in_charge() {
                 self.reconcile(&snapshot, &local).await;
+                self.direct.update(&self.shared, &snapshot);
                 self.tell_ready(&snapshot);
             }
             tokio::select! {

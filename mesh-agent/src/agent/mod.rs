@@ -1,5 +1,6 @@
 //! Wiring: builds every part, owns every task and thread, knows the order of start and drain.
 
+mod direct;
 mod enroll;
 mod limits;
 mod node;

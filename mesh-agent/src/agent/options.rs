@@ -88,7 +88,7 @@ pub struct NodeOptions {
     #[arg(long, default_value_t = 5)]
     pub drain_seconds: u64,
     /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,access=debug`.
-    #[arg(long, default_value = "info")]
+    #[arg(long, default_value = "info", overrides_with = "log_level")]
     pub log_level: String,
     /// `text` or `json`.
     #[arg(long, default_value = "text")]

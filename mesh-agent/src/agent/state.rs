@@ -1,5 +1,7 @@
 //! What the admin interface shows: rows from the parts of the agent.
 
+use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -31,9 +33,9 @@ pub(super) fn admin_state(
         identities: shared.identities.clone(),
         diagnostics: Box::new(move || diagnostics.borrow().iter().map(finding).collect()),
         connections: Box::new(move || {
-            let mut all: Vec<api::Connection> =
-                rows.metrics.connections().iter().map(connection).collect();
-            all.extend(older_rows(&rows, &cgroup));
+            let known = rows.metrics.connections();
+            let mut all: Vec<api::Connection> = known.iter().map(connection).collect();
+            all.extend(older_rows(&rows, &cgroup, &known));
             all
         }),
         capture: Box::new(move || captured(&kernel, &pin_dir)),
@@ -54,6 +56,7 @@ fn connection(view: &ConnectionView) -> api::Connection {
     let outbound = view.reporter == Reporter::Source;
     let workload = if outbound { view.source.as_ref() } else { view.destination.as_ref() };
     let state = match (&view.peer, view.layer) {
+        _ if view.direct => DIRECT,
         (Some(_), _) => "tunnel",
         (None, Layer::Http) => "per request",
         (None, Layer::Tcp) => "plaintext",
@@ -72,27 +75,45 @@ fn connection(view: &ConnectionView) -> api::Connection {
     }
 }
 
-fn older_rows(shared: &Shared, cgroup: &std::path::Path) -> Vec<api::Connection> {
+/// State of a connection between two pods of the node that goes past the agent.
+const DIRECT: &str = "direct";
+
+/// Connections that no worker has a record of: they are older than the enrolment of their pod, or
+/// direct and older than this agent.
+fn older_rows(
+    shared: &Shared,
+    cgroup: &std::path::Path,
+    known: &[ConnectionView],
+) -> Vec<api::Connection> {
+    let direct: HashSet<(SocketAddr, SocketAddr)> =
+        shared.capture.direct_connections().into_iter().collect();
+    let recorded: HashSet<SocketAddr> =
+        known.iter().filter(|view| view.direct).map(|view| view.source_address).collect();
     let pods = shared.pods.load();
     let running = capture::local_pods(cgroup).unwrap_or_default();
     let own = older::own_sockets();
     let known = running.iter().filter_map(|one| Some((pods.captured_by_uid(&one.uid)?, one.pid)));
     known
         .flat_map(|(pod, pid)| older::of_pod(pid, &own).into_iter().map(move |older| (pod, older)))
-        .map(|(pod, older)| {
+        .filter_map(|(pod, older)| {
             let (source, destination) = match older.inbound {
                 true => (older.remote, older.local),
                 false => (older.local, older.remote),
             };
-            api::Connection {
+            let is_direct = direct.contains(&(source, destination));
+            if is_direct && (older.inbound || recorded.contains(&source)) {
+                return None;
+            }
+            let state = if is_direct { DIRECT } else { "not in mesh (older than enrolment)" };
+            Some(api::Connection {
                 direction: if older.inbound { "inbound" } else { "outbound" }.to_owned(),
                 workload: pod.name.to_string(),
                 source: source.to_string(),
                 destination: destination.to_string(),
                 protocol: "tcp".to_owned(),
-                state: "not in mesh (older than enrolment)".to_owned(),
+                state: state.to_owned(),
                 ..api::Connection::default()
-            }
+            })
         })
         .collect()
 }

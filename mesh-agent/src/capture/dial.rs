@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use aya::maps::{HashMap, MapData, MapError, SkStorage};
-use mesh_common::maps::{ADMIT, AdmitKey, BYPASS, Mark};
+use mesh_common::address::Ip;
+use mesh_common::maps::{ADMIT, ADMITTED_AGENT, ADMITTED_DIRECT, AdmitKey, BYPASS, Mark};
 use socket2::Socket;
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -114,7 +115,7 @@ impl Dialer {
 
     /// `false` if another connection has the same four numbers.
     fn announce(&self, key: &AdmitKey) -> io::Result<bool> {
-        match lock(&self.admitted).insert(key, 1, BPF_NOEXIST) {
+        match lock(&self.admitted).insert(key, ADMITTED_AGENT, BPF_NOEXIST) {
             Ok(()) => Ok(true),
             Err(MapError::SyscallError(error))
                 if error.io_error.kind() == io::ErrorKind::AlreadyExists =>
@@ -128,6 +129,22 @@ impl Dialer {
     fn take_back(&self, key: &AdmitKey) {
         // Absent if the kernel was first.
         let _ = lock(&self.admitted).remove(key);
+    }
+
+    /// Client and endpoint of connections that the kernel has announced by itself.
+    pub(super) fn admitted_directly(&self) -> Vec<(SocketAddr, SocketAddr)> {
+        let address = |ip: Ip, port| SocketAddr::new(ip.into(), port);
+        lock(&self.admitted)
+            .iter()
+            .flatten()
+            .filter(|(_, by)| *by == ADMITTED_DIRECT)
+            .map(|(key, _)| {
+                (
+                    address(key.source, key.source_port),
+                    address(key.destination, key.destination_port),
+                )
+            })
+            .collect()
     }
 
     /// Number of announced connections, by walking the map: for status and tests.

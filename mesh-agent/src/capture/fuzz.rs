@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use mesh_common::address::Ip;
 use mesh_common::maps::{ACCEPTED, CLIENT, OriginalDestination, Pod};
-use mesh_common::redirect::{self, Outbound};
+use mesh_common::redirect::{self, Draw, Outbound};
 
 use super::origin::destination;
 
@@ -32,7 +32,7 @@ fn parse(record: &[u8; SIZE]) -> OriginalDestination {
     let ip = Ip([word(), word(), word(), word()]);
     let [a, b, c, d] = word().to_ne_bytes();
     let (port, kind) = (u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]));
-    OriginalDestination { ip, port, kind, reserved: [word(), word(), word()] }
+    OriginalDestination { ip, port, kind, flags: word(), reserved: [word(), word()] }
 }
 
 fn check(origin: &OriginalDestination) {
@@ -46,8 +46,8 @@ fn check(origin: &OriginalDestination) {
             assert!(v6.ip().to_ipv4_mapped().is_none(), "{v6} is IPv4");
         }
     }
-    let reserved = OriginalDestination { reserved: [0; 3], ..*origin };
-    assert_eq!(destination(&reserved), found, "the reserved words are not ours");
+    let reserved = OriginalDestination { flags: 0, reserved: [0; 2], ..*origin };
+    assert_eq!(destination(&reserved), found, "the other words do not count");
     let client = OriginalDestination { kind: CLIENT, ..*origin };
     assert_eq!(destination(&client), None, "the application's own socket");
     captured(origin);
@@ -64,13 +64,14 @@ fn captured(origin: &OriginalDestination) {
         pending_limit: 1,
         ..Pod::default()
     };
-    match redirect::outbound(&pod, &origin.ip, origin.port, || false, || 0) {
-        Outbound::Capture(to) => {
+    match redirect::outbound(&pod, &origin.ip, origin.port, || false, || Draw::None, || 0) {
+        Outbound::Capture { to, flags } => {
+            assert_eq!(flags, 0, "nothing was drawn");
             assert!(destination(&accepted).is_some(), "{origin:?} is captured, and then lost");
             assert!(to.is_capture() && to.is_v4() == origin.ip.is_v4(), "{origin:?} to {to:?}");
             let client = OriginalDestination { kind: CLIENT, ..*origin };
             let agent = mesh_common::ports::OUTBOUND;
-            assert!(redirect::hides_agent(&client, &to, agent), "the application sees {to:?}");
+            assert!(redirect::hides_peer(&client, &to, agent), "the application sees {to:?}");
         }
         other => assert_eq!(destination(&accepted), None, "{origin:?} is taken, but {other:?}"),
     }

@@ -7,9 +7,11 @@
 //!
 //! `probe` asks the kernel, `pins` and `loader` put the programs in place, `enroll`, `network`
 //! and `netlink` take a pod in, `netns`, `socket` and `dial` make sockets in it, `pods` finds it, `origin`
-//! reads the kernel's records, `unreached` leaves destinations to the kernel.
+//! reads the kernel's records, `unreached` leaves destinations to the kernel, `direct` lets
+//! pods of the node reach each other past the agent.
 
 mod dial;
+mod direct;
 mod enroll;
 mod error;
 #[cfg(any(test, fuzzing))]
@@ -32,16 +34,19 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use aya::maps::{Map, MapData, PerCpuArray, SkStorage};
+use aya::maps::{Map, MapData, PerCpuArray, RingBuf, SkStorage};
 use mesh_common::counter::Counter;
-use mesh_common::maps::{self, OriginalDestination};
+use mesh_common::maps::{self, ELSEWHERE, OriginalDestination};
 use tokio::net::TcpStream;
 
 use dial::Dialer;
+use direct::Direct;
 use enroll::Tables;
+use netlink::Diagnosis;
 use pins::Pins;
 use unreached::Unreached;
 
+pub use direct::{DirectEvent, DirectFlow, DirectFlows, DirectPort};
 pub use enroll::{PodListeners, PodSettings};
 pub use error::CaptureError;
 pub use netns::PodNet;
@@ -85,6 +90,16 @@ impl Default for MapSizes {
     }
 }
 
+/// Where an application meant to connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// What it dialled.
+    pub address: SocketAddr,
+    /// Its connection belongs to the share of a direct service's endpoints that are no pods of this
+    /// node: those have got theirs.
+    pub elsewhere: bool,
+}
+
 /// Who changes the pinned maps and links of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Charge {
@@ -108,6 +123,8 @@ pub struct Capture {
     tables: Mutex<Tables>,
     dialer: Dialer,
     unreached: Unreached,
+    direct: Direct,
+    flows: Mutex<Option<RingBuf<MapData>>>,
     origins: SkStorage<MapData, OriginalDestination>,
     counters: PerCpuArray<MapData, u64>,
 }
@@ -141,6 +158,9 @@ impl Capture {
         let counters = open(maps::COUNTERS, &mut take)?;
         let dialer = Dialer::new(open(maps::MARKS, &mut take)?, open(maps::ADMITTED, &mut take)?);
         let unreached = Unreached::new(open(maps::UNREACHED, &mut take)?);
+        let services = open(maps::DIRECT, &mut take)?;
+        let direct = Direct::new(services, open(maps::DIRECT_SLOTS, &mut take)?);
+        let flows = Mutex::new(Some(open(maps::FLOWS, &mut take)?));
         let pods = open(maps::PODS, &mut take)?;
         let pending = open(maps::PENDING, &mut take)?;
         let inbound = open(maps::INBOUND, &mut take)?;
@@ -162,6 +182,8 @@ impl Capture {
             tables,
             dialer,
             unreached,
+            direct,
+            flows,
             origins,
             counters,
         })
@@ -274,9 +296,46 @@ impl Capture {
     ///
     /// `None` for a connection that was not captured: somebody dialled the listener itself. Never
     /// one of the mesh's own ports, nor an address inside the pod.
-    pub fn original_destination(&self, socket: &impl AsFd) -> Option<SocketAddr> {
+    pub fn original_destination(&self, socket: &impl AsFd) -> Option<Destination> {
         let origin = self.origins.get(&socket.as_fd().as_raw_fd(), 0).ok()?;
-        origin::destination(&origin)
+        let address = origin::destination(&origin)?;
+        Some(Destination { address, elsewhere: origin.flags & ELSEWHERE != 0 })
+    }
+
+    /// Makes these the services whose pods on this node are reached past the agent, and no others.
+    /// Connections that are open stay.
+    ///
+    /// # Errors
+    /// What the kernel refuses; the services that could not be written are not direct.
+    pub fn set_direct(&self, ports: Vec<DirectPort>) -> Result<(), CaptureError> {
+        self.direct.set(ports).map_err(CaptureError::map(maps::DIRECT))
+    }
+
+    /// The kernel's reports of direct connections, for one reader: later calls return `None`.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn take_flows(&self) -> std::io::Result<Option<DirectFlows>> {
+        lock(&self.flows).take().map(DirectFlows::new).transpose()
+    }
+
+    /// Open direct connections: client and endpoint, those from before this agent among them.
+    pub fn direct_connections(&self) -> Vec<(SocketAddr, SocketAddr)> {
+        self.dialer.admitted_directly()
+    }
+
+    /// Ends a direct connection of a pod's with a reset to both sides; it is no error if it has ended.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn end_direct(
+        &self,
+        net: &PodNet,
+        client: SocketAddr,
+        endpoint: SocketAddr,
+    ) -> Result<(), CaptureError> {
+        let ended = net.within(|| Diagnosis::open()?.destroy(client, endpoint));
+        ended.and_then(|ended| ended).map_err(CaptureError::network("end a connection"))
     }
 
     /// Connects as a pod would, uncaptured. To be called on a runtime with I/O and time.
@@ -330,7 +389,8 @@ impl Capture {
         Counter::ALL.iter().map(|(counter, name)| (*name, sum(*counter))).collect()
     }
 
-    /// Number of live connections that the agent holds into applications.
+    /// Number of live connections into applications that were let through: the agent's and direct
+    /// ones.
     pub fn admitted(&self) -> usize {
         self.dialer.admitted()
     }

@@ -1,10 +1,11 @@
-//! The few rtnetlink requests that enrolment needs: local routes and rules by mark.
+//! The few netlink requests that are needed: local routes and rules by mark (rtnetlink), and the end
+//! of a connection (sock_diag).
 //!
 //! Not a general client: one request, one acknowledgement, in the namespace of the calling
-//! thread. Layouts: `linux/rtnetlink.h`, `linux/fib_rules.h`.
+//! thread. Layouts: `linux/rtnetlink.h`, `linux/fib_rules.h`, `linux/inet_diag.h`.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{
@@ -15,6 +16,7 @@ const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_NEWRULE: u16 = 32;
 const RTM_DELRULE: u16 = 33;
+const SOCK_DESTROY: u16 = 21;
 const NLMSG_ERROR: u16 = 2;
 
 const NLM_F_REQUEST: u16 = 0x1;
@@ -75,51 +77,90 @@ pub(super) struct MarkRule {
     pub(super) priority: u32,
 }
 
-/// A connection to the kernel, of the namespace it was opened in.
-pub(super) struct Netlink {
-    socket: OwnedFd,
+/// Routes and rules of the namespace it was opened in.
+pub(super) struct Netlink(Channel);
+
+/// Sockets of the namespace it was opened in.
+pub(super) struct Diagnosis(Channel);
+
+/// A connection to the kernel.
+struct Channel(OwnedFd);
+
+impl Diagnosis {
+    pub(super) fn open() -> io::Result<Self> {
+        Channel::open(SockProtocol::NetlinkSockDiag).map(Self)
+    }
+
+    /// Ends a TCP connection: both sides see a reset, the local one `ECONNABORTED`
+    /// (`CONFIG_INET_DIAG_DESTROY`). It is no error if there is none.
+    pub(super) fn destroy(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
+        tolerate(self.0.request(SOCK_DESTROY, 0, &connection(local, remote)), libc::ENOENT)
+    }
+}
+
+/// `struct inet_diag_req_v2` for one connection.
+fn connection(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
+    let family = if local.is_ipv4() { Family::V4 } else { Family::V6 };
+    // Extensions and padding are zero; the states do not count when a socket is named.
+    let mut body = vec![family.number(), libc::IPPROTO_TCP as u8, 0, 0];
+    body.extend(u32::MAX.to_ne_bytes());
+    body.extend(local.port().to_be_bytes());
+    body.extend(remote.port().to_be_bytes());
+    for address in [local, remote] {
+        let at = body.len();
+        match address.ip() {
+            IpAddr::V4(ip) => body.extend(ip.octets()),
+            IpAddr::V6(ip) => body.extend(ip.octets()),
+        }
+        body.resize(at + 16, 0);
+    }
+    // Any interface, any cookie (INET_DIAG_NOCOOKIE).
+    body.extend(0_u32.to_ne_bytes());
+    body.extend(u64::MAX.to_ne_bytes());
+    body
+}
+
+impl Channel {
+    fn open(protocol: SockProtocol) -> io::Result<Self> {
+        let family = AddressFamily::Netlink;
+        Ok(Self(socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?))
+    }
+
+    fn request(&self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+        let message = message(kind, flags | NLM_F_REQUEST | NLM_F_ACK, body);
+        let fd = self.0.as_raw_fd();
+        sendto(fd, &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+        let mut answer = [0; 1024];
+        let length = recv(fd, &mut answer, MsgFlags::empty())?;
+        acknowledgement(answer.get(..length).unwrap_or_default())
+    }
 }
 
 impl Netlink {
     pub(super) fn open() -> io::Result<Self> {
-        let socket = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
-        )?;
-        Ok(Self { socket })
+        Channel::open(SockProtocol::NetlinkRoute).map(Self)
     }
 
     /// Adds a route; it is no error if it is there.
     pub(super) fn add_route(&self, route: &LocalRoute) -> io::Result<()> {
         let flags = NLM_F_CREATE | NLM_F_EXCL;
-        tolerate(self.request(RTM_NEWROUTE, flags, &route.body()), libc::EEXIST)
+        tolerate(self.0.request(RTM_NEWROUTE, flags, &route.body()), libc::EEXIST)
     }
 
     /// Removes a route; it is no error if it is absent.
     pub(super) fn remove_route(&self, route: &LocalRoute) -> io::Result<()> {
-        tolerate(self.request(RTM_DELROUTE, 0, &route.body()), libc::ESRCH)
+        tolerate(self.0.request(RTM_DELROUTE, 0, &route.body()), libc::ESRCH)
     }
 
     /// Adds a rule; it is no error if it is there.
     pub(super) fn add_rule(&self, rule: &MarkRule) -> io::Result<()> {
         let flags = NLM_F_CREATE | NLM_F_EXCL;
-        tolerate(self.request(RTM_NEWRULE, flags, &rule.body()), libc::EEXIST)
+        tolerate(self.0.request(RTM_NEWRULE, flags, &rule.body()), libc::EEXIST)
     }
 
     /// Removes a rule; it is no error if it is absent.
     pub(super) fn remove_rule(&self, rule: &MarkRule) -> io::Result<()> {
-        tolerate(self.request(RTM_DELRULE, 0, &rule.body()), libc::ENOENT)
-    }
-
-    fn request(&self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
-        let message = message(kind, flags | NLM_F_REQUEST | NLM_F_ACK, body);
-        let fd = self.socket.as_raw_fd();
-        sendto(fd, &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
-        let mut answer = [0; 1024];
-        let length = recv(fd, &mut answer, MsgFlags::empty())?;
-        acknowledgement(answer.get(..length).unwrap_or_default())
+        tolerate(self.0.request(RTM_DELRULE, 0, &rule.body()), libc::ENOENT)
     }
 }
 
@@ -179,7 +220,7 @@ fn acknowledgement(answer: &[u8]) -> io::Result<()> {
     match (kind, error) {
         (Some(NLMSG_ERROR), Some(0)) => Ok(()),
         (Some(NLMSG_ERROR), Some(error)) => Err(io::Error::from_raw_os_error(-error)),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "unexpected answer by rtnetlink")),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "unexpected answer by the kernel")),
     }
 }
 
@@ -203,6 +244,17 @@ mod tests {
         let message = message(RTM_NEWROUTE, NLM_F_REQUEST, &body);
         assert_eq!(message.len(), 64);
         assert_eq!(message[..4], 64_u32.to_ne_bytes());
+    }
+
+    #[test]
+    fn a_connection_is_laid_out_as_the_kernel_reads_it() {
+        let (local, remote) = ("10.0.0.1:80".parse().unwrap(), "10.0.0.2:443".parse().unwrap());
+        let body = connection(local, remote);
+        assert_eq!(body.len(), 56);
+        assert_eq!(body[..4], [2, 6, 0, 0]);
+        assert_eq!(body[8..16], [0, 80, 1, 187, 10, 0, 0, 1]);
+        assert_eq!(body[28..32], [10, 0, 0, 2]);
+        assert_eq!(body[44..], [[0; 4], [255; 4], [255; 4]].concat());
     }
 
     #[test]

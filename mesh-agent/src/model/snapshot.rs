@@ -53,6 +53,8 @@ pub struct Snapshot {
     pub http_ports: FxHashSet<u16>,
     /// Headless services' endpoints: which service a pod `ip:target port` answers for, if one only.
     pub headless_by_endpoint: FxHashMap<SocketAddr, (ServiceKey, u16)>,
+    /// Services whose `tcp` ports pods of an endpoint's node reach past the agent.
+    pub direct: FxHashSet<ServiceKey>,
     /// Virtual services bound to the mesh, oldest first (then by name, then namespace).
     pub virtual_services: Vec<Arc<VirtualService>>,
     /// Virtual services by exact host: indexes into `virtual_services`, oldest first.

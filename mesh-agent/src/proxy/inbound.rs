@@ -154,6 +154,7 @@ fn open_record(
         destination_address: target,
         service: None,
         layer: Layer::Tcp,
+        direct: false,
     })
 }
 

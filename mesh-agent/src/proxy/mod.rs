@@ -6,6 +6,7 @@
 mod connect;
 mod copy;
 mod first_bytes;
+mod flows;
 mod inbound;
 mod listener;
 mod outbound;

@@ -15,6 +15,7 @@ use super::inbound::{count, unmapped};
 use super::listener::Accepted;
 use super::worker::Worker;
 use crate::balance::{ActiveGuard, Ask, Live};
+use crate::capture::Destination;
 use crate::http::{self, ConnectionFacts, HttpVersion};
 use crate::model::{Protocol, Service, SpiffeId, Workload};
 use crate::telemetry::{ConnectionRecord, ConnectionStart, Layer, Reporter, ResponseFlag};
@@ -37,6 +38,8 @@ struct Facts {
     live: Arc<Live>,
     peer: SocketAddr,
     target: SocketAddr,
+    /// See [`Destination::elsewhere`].
+    elsewhere: bool,
     service: Option<(Arc<Service>, u16)>,
 }
 
@@ -49,6 +52,7 @@ impl Facts {
             destination_address: self.target,
             service: self.service.as_ref().map(|(service, _)| service.clone()),
             layer,
+            direct: false,
         }
     }
 }
@@ -56,12 +60,14 @@ impl Facts {
 /// Serves one connection.
 pub(super) async fn serve(worker: &Rc<Worker>, accepted: Accepted) {
     let Accepted { pod, stream, peer, _load, _permit, .. } = accepted;
-    let Some(target) = worker.shared.capture.original_destination(&stream) else {
+    let Some(Destination { address, elsewhere }) =
+        worker.shared.capture.original_destination(&stream)
+    else {
         // Somebody dialled the agent's own port: there is nowhere to go.
         tracing::debug!(pod = %pod.name, %peer, "connection without an original destination");
         return;
     };
-    let target = unmapped(target);
+    let target = unmapped(address);
     let Ok(client) = TcpStream::from_std(stream) else { return };
     let _ = client.set_nodelay(true);
     let live = worker.shared.live.load_full();
@@ -71,7 +77,8 @@ pub(super) async fn serve(worker: &Rc<Worker>, accepted: Accepted) {
     };
     let service = service_of(&live, target);
     let protocol = protocol_of(&live, target, service.as_ref());
-    let facts = Facts { pod, source, live, peer: unmapped(peer), target, service };
+    let peer = unmapped(peer);
+    let facts = Facts { pod, source, live, peer, target, elsewhere, service };
     match protocol {
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
             // Declared HTTP: its client speaks first, and the preface tells the version.
@@ -209,7 +216,11 @@ async fn open(worker: &Rc<Worker>, facts: &Facts) -> Result<Opened, Failure> {
     let rule = snapshot.destination_rule(service, &facts.source.name.namespace);
     let policy = rule.map(|rule| rule.policy(None, port.port).clone()).unwrap_or_default();
     let mut last = Failure::NoEndpoint;
-    let mut tried: Vec<SocketAddr> = Vec::new();
+    let pods = worker.shared.pods.load();
+    let is_direct =
+        |address: &SocketAddr| facts.elsewhere && pods.by_ip.contains_key(&address.ip());
+    let mut tried: Vec<SocketAddr> =
+        port.endpoints.iter().map(|endpoint| endpoint.address).filter(is_direct).collect();
     for _ in 0..ATTEMPTS {
         let picked = facts.live.pick(&Ask {
             source: &facts.source,

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::listener::{self, Accepted, Kind};
-use super::{inbound, outbound};
+use super::{flows, inbound, outbound};
 use crate::balance::{Draws, LiveHandle};
 use crate::capture::{Capture, PodListeners};
 use crate::http::Engine;
@@ -146,6 +146,9 @@ impl Worker {
         tracker.spawn_local(async move { sweep.maintain(end).await });
         let worker =
             Rc::new(Self { shared, index, tracker, upstream, engine, telemetry, draws, drain });
+        if index == 0 {
+            worker.follow_flows();
+        }
         let mut served: FxHashMap<Arc<str>, Served> = FxHashMap::default();
         while let Some(command) = commands.recv().await {
             match command {
@@ -170,6 +173,17 @@ impl Worker {
                     return;
                 }
             }
+        }
+    }
+
+    /// One worker tells of the connections that go past all of them.
+    fn follow_flows(self: &Rc<Self>) {
+        match self.shared.capture.take_flows() {
+            Ok(Some(reports)) => {
+                self.tracker.spawn_local(flows::follow(Rc::clone(self), reports));
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "no reports of direct connections"),
         }
     }
 

@@ -41,6 +41,8 @@ pub struct ConnectionStart {
     pub service: Option<Arc<Service>>,
     /// What is carried.
     pub layer: Layer,
+    /// Whether its bytes go past the agent, which knows their number at the end only.
+    pub direct: bool,
 }
 
 /// One open connection as people see it.
@@ -66,6 +68,8 @@ pub struct ConnectionView {
     pub received: u64,
     /// What is carried.
     pub layer: Layer,
+    /// Whether its bytes go past the agent.
+    pub direct: bool,
     /// The identity that the other side has proven by TLS.
     pub peer: Option<SpiffeId>,
 }
@@ -77,6 +81,8 @@ pub struct ConnectionRecord {
     id: u64,
     open: Arc<Open>,
     flags: ResponseFlags,
+    /// Whether its end is another agent's to tell.
+    over: bool,
 }
 
 /// The open connections of one worker.
@@ -124,7 +130,7 @@ impl ConnectionRecord {
         let table = &telemetry.0.table;
         let id = table.next.fetch_add(1, Ordering::Relaxed);
         table.lock().insert(id, Arc::clone(&open));
-        Self { telemetry, id, open, flags: ResponseFlags::default() }
+        Self { telemetry, id, open, flags: ResponseFlags::default(), over: false }
     }
 
     /// The other side is reached: its pod, and the identity that it has proven (none: plaintext).
@@ -159,6 +165,12 @@ impl ConnectionRecord {
         self.flags.insert(flag);
     }
 
+    /// Takes it from the list without a word: the connection goes on, and another agent tells of
+    /// its end.
+    pub fn hand_over(mut self) {
+        self.over = true;
+    }
+
     fn close(&self, metrics: &Metrics) {
         let far = self.open.far();
         if self.open.start.layer == Layer::Tcp {
@@ -179,6 +191,9 @@ impl Drop for ConnectionRecord {
     fn drop(&mut self) {
         self.open.flush();
         self.telemetry.0.table.lock().remove(&self.id);
+        if self.over {
+            return;
+        }
         self.close(&self.telemetry.0.metrics);
     }
 }
@@ -260,6 +275,7 @@ impl Open {
             sent: self.sent.total.load(Ordering::Relaxed),
             received: self.received.total.load(Ordering::Relaxed),
             layer: self.start.layer,
+            direct: self.start.direct,
             peer: far.peer.clone(),
         }
     }
@@ -290,6 +306,7 @@ mod tests {
             destination_address: ([10, 96, 0, 1], 5_432).into(),
             service: None,
             layer,
+            direct: false,
         }
     }
 

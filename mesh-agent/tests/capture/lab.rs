@@ -106,7 +106,7 @@ impl Lab {
             let capture = Arc::clone(capture);
             tasks.1.push(self.serve(listener, move |socket| {
                 let origin = capture.original_destination(socket);
-                format!("captured {}", origin.map_or("nowhere".into(), |ip| ip.to_string()))
+                format!("captured {}", origin.map_or("nowhere".into(), |to| to.address.to_string()))
             }));
         }
         for (name, sockets) in [("plaintext", listeners.plaintext), ("tunnel", listeners.tunnel)] {

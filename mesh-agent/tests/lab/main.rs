@@ -8,6 +8,7 @@
 mod applications;
 mod bad_wire;
 mod config_errors;
+mod direct;
 mod enrolment;
 mod envoy;
 mod hostile_http;

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use mesh_common::maps::LAYOUT_VERSION;
 use serde_json::Value;
 use xtask::lab::{Lab, Pod};
 
@@ -54,7 +55,7 @@ fn agents_are_replaced_under_load_without_a_failed_request() {
     assert_eq!((&report["succeeded"], &report["failed"]), (&200.into(), &0.into()), "{report}");
     // To the next one it looks like an agent whose maps are of another layout.
     let pins = lab.run_dir().join("bpf/node2");
-    let (own, other) = (pins.join("v1"), pins.join("v0"));
+    let (own, other) = (pins.join(LAYOUT_VERSION), pins.join("v0"));
     std::fs::rename(&own, &other).expect("the maps of this version are pinned");
     lab.replace_agent("node2").expect("the next agent serves and the old one ends");
     assert_eq!((own.is_dir(), other.exists()), (true, false), "other versions are removed");
@@ -182,7 +183,7 @@ fn a_killed_agent_refuses_until_it_is_back() {
 
 /// Names of all pins; the kernel's own files are not ours.
 fn pinned(pins: &Path) -> Vec<String> {
-    let mut names: Vec<String> = ["shared", "links", "v1"]
+    let mut names: Vec<String> = ["shared", "links", LAYOUT_VERSION]
         .iter()
         .flat_map(|folder| std::fs::read_dir(pins.join(folder)).expect("the folder of pins"))
         .map(|entry| entry.expect("a pin").path().to_string_lossy().into_owned())

@@ -116,20 +116,24 @@ metadata: { name: default, namespace: shop }
 spec: { mtls: { mode: STRICT } }
 "#;
 
-/// Holds one connection to the echo's TCP port and sends each line that it is given.
+/// Holds one connection to the echo's TCP port, sends each line that it is given and prints what comes
+/// back, or how the connection has ended.
 pub(crate) const HOLDER: &str = r#"
 import socket, sys, os, time
 s = socket.create_connection((sys.argv[1], 9000), 20)
 s.settimeout(20)
 print("connected", flush=True)
 for line in sys.stdin:
-    s.sendall(line.encode())
     got = b""
-    while len(got) < len(line):
-        part = s.recv(1000)
-        if not part:
-            print("closed", flush=True); sys.exit(1)
-        got += part
+    try:
+        s.sendall(line.encode())
+        while len(got) < len(line):
+            part = s.recv(1000)
+            if not part:
+                print("closed", flush=True); sys.exit(1)
+            got += part
+    except ConnectionError:
+        print("reset", flush=True); sys.exit(1)
     print(got.decode().strip(), flush=True)
 "#;
 

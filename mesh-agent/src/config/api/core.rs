@@ -67,6 +67,7 @@ pub(in crate::config) struct ServiceSpec {
     pub(in crate::config) external_name: String,
     pub(in crate::config) ports: Vec<ServicePort>,
     pub(in crate::config) publish_not_ready_addresses: bool,
+    pub(in crate::config) session_affinity: String,
 }
 
 /// `Service.spec.ports[]`.

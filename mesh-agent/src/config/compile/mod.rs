@@ -6,6 +6,7 @@
 //! keeps its generation.
 
 mod destinations;
+mod direct;
 mod peers;
 mod routes;
 mod services;
@@ -47,6 +48,7 @@ pub fn compile(objects: &Objects, previous: &Snapshot) -> Compiled {
     snapshot.workloads_by_uid = pods.by_uid;
     destinations::compile(&view, previous, &mut snapshot, &mut diagnostics);
     routes::compile(&view, previous, &mut snapshot, &mut diagnostics);
+    direct::compile(&view, &mut snapshot, &mut diagnostics);
     diagnostics.sort();
     diagnostics.dedup();
     let changed = previous.generation == 0 || !same(&snapshot, previous);
@@ -68,6 +70,7 @@ fn same(a: &Snapshot, b: &Snapshot) -> bool {
         && lists(&a.virtual_services, &b.virtual_services)
         && a.sound_virtual_services == b.sound_virtual_services
         && a.destination_rules == b.destination_rules
+        && a.direct == b.direct
 }
 
 fn same_map<K: std::hash::Hash + Eq, T>(

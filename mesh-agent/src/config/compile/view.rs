@@ -36,8 +36,8 @@ impl<T> Entry<'_, T> {
 /// Objects by kind; each list is in order of age.
 #[derive(Default)]
 pub(super) struct View<'a> {
-    /// Labels by namespace.
-    pub(super) namespaces: HashMap<&'a str, &'a Labels>,
+    /// Labels of namespaces, by name.
+    pub(super) namespaces: HashMap<&'a str, Entry<'a, Labels>>,
     /// Pods.
     pub(super) pods: Vec<Entry<'a, PodFacts>>,
     /// Services.
@@ -59,8 +59,8 @@ impl<'a> View<'a> {
         for (key, InForce { object, created }) in in_force {
             let (object, created) = (*object, *created);
             match &object.body {
-                Body::Namespace(labels) => {
-                    view.namespaces.insert(&key.name, labels);
+                Body::Namespace(facts) => {
+                    view.namespaces.insert(&key.name, Entry { object, created, facts });
                 }
                 Body::ServiceAccount => {}
                 Body::Pod(facts) => view.pods.push(Entry { object, created, facts }),

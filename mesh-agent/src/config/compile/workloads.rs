@@ -50,7 +50,7 @@ pub(super) fn compile(
             diagnostics.extend(report.into_diagnostics());
             continue;
         }
-        let namespace = view.namespaces.get(&*workload.name.namespace).copied();
+        let namespace = view.namespaces.get(&*workload.name.namespace).map(|entry| entry.facts);
         let wanted = wanted(pod, namespace, settings.istio_labels) && !workload.host_network;
         if let (true, Some(reason)) = (wanted, pod.unfit) {
             report.warning("", format!("selected by its labels, but not enrolled: it {reason}"));

@@ -25,6 +25,8 @@ pub(in crate::config) struct ServiceFacts {
     pub(in crate::config) ports: Vec<PortFacts>,
     /// `publishNotReadyAddresses`.
     pub(in crate::config) publish_not_ready: bool,
+    /// `sessionAffinity: ClientIP`.
+    pub(in crate::config) has_affinity: bool,
 }
 
 /// One port.
@@ -110,6 +112,7 @@ pub(in crate::config) fn service(
         addresses,
         ports,
         publish_not_ready: spec.publish_not_ready_addresses,
+        has_affinity: spec.session_affinity == "ClientIP",
     }
 }
 

@@ -1,6 +1,7 @@
 //! Data-driven tests: YAML in, text out. Here are the helpers; the cases are by subject.
 
 mod destinations;
+mod direct;
 mod reading;
 mod references;
 mod routes;
