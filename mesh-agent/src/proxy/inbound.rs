@@ -114,7 +114,7 @@ async fn serve_stream(worker: Rc<Worker>, pod: Arc<LocalPod>, client: IpAddr, in
         return incoming.refuse(REFUSED);
     }
     // The stream, and the socket to the application.
-    let (Some(_permit), Some(_end)) = (pod.quota.connection(), pod.quota.end()) else {
+    let (Some(_permit), Some(_end)) = (pod.quota.connection_from(client), pod.quota.end()) else {
         record.flag(ResponseFlag::UpstreamOverflow);
         return incoming.refuse(UNREACHABLE);
     };

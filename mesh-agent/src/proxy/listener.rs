@@ -99,7 +99,11 @@ fn gone_before_accept(error: &io::Error) -> bool {
 }
 
 fn give(worker: &Rc<Worker>, pod: &Arc<LocalPod>, kind: Kind, stream: StdStream, peer: SocketAddr) {
-    let Some(permit) = pod.quota.connection() else { return reset_tcp(stream) };
+    let permit = match kind {
+        Kind::Outbound => pod.quota.connection(),
+        Kind::Plaintext | Kind::Tunnel => pod.quota.connection_from(peer.ip().to_canonical()),
+    };
+    let Some(permit) = permit else { return reset_tcp(stream) };
     let handles = worker.handles();
     let loads = handles.iter().map(|handle| handle.load.load(Ordering::Relaxed));
     let chosen = spread::choose(loads, worker.index);

@@ -3,11 +3,15 @@
 //!
 //! Invariant: a pod may hold as much as it leaves free to the others, counted across workers. So one
 //! greedy pod gets half, two get a third each, and whoever comes next finds as much as each of them
-//! has; all together never get more than there is. (Choudhury and Hahne, "Dynamic queue length
+//! has; all together never get more than there is. Those who connect to one pod share what that pod
+//! may have in the same way. (Choudhury and Hahne, "Dynamic queue length
 //! thresholds for shared-memory packet switches", 1998, with a factor of one.)
 
-use std::sync::Arc;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustc_hash::FxHashMap;
 
 /// TLS handshakes of tunnels that a pod may have going on. A handshake costs a fifth of a
 /// millisecond; at this many, those who wait time out anyway.
@@ -41,6 +45,8 @@ pub struct Quota {
     ends: AtomicUsize,
     requests: AtomicUsize,
     memory: AtomicUsize,
+    /// Connections to the pod by the address that they come from; absent at 0.
+    sources: Mutex<FxHashMap<IpAddr, usize>>,
     refused: AtomicUsize,
 }
 
@@ -54,6 +60,7 @@ pub struct Permit {
 #[derive(Clone, Copy, Debug)]
 enum What {
     Connection,
+    ConnectionFrom(IpAddr),
     End,
     Handshake,
     Request,
@@ -155,6 +162,7 @@ impl Quota {
             ends: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
             memory: AtomicUsize::new(0),
+            sources: Mutex::default(),
             refused: AtomicUsize::new(0),
         })
     }
@@ -177,6 +185,35 @@ impl Quota {
         }
         self.connections.give_one();
         self.refuse("sockets and streams")
+    }
+
+    /// Room for one connection more that `source` makes to the pod: a source may have as many as
+    /// the pod may still take.
+    pub fn connection_from(self: &Arc<Self>, source: IpAddr) -> Option<Permit> {
+        let held = self.sources().get(&source).copied().unwrap_or(0);
+        let own = self.ends.load(Ordering::Relaxed);
+        if !self.budget.ends.has_room(own.saturating_add(held), 1) {
+            return self.refuse("sockets and streams of one source");
+        }
+        let mut permit = self.connection()?;
+        permit.what = What::ConnectionFrom(source);
+        *self.sources().entry(source).or_default() += 1;
+        Some(permit)
+    }
+
+    fn sources(&self) -> MutexGuard<'_, FxHashMap<IpAddr, usize>> {
+        // A number and nothing else: no panic leaves it half changed.
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forget(&self, source: IpAddr) {
+        let mut sources = self.sources();
+        if let Some(held) = sources.get_mut(&source) {
+            *held -= 1;
+            if *held == 0 {
+                sources.remove(&source);
+            }
+        }
     }
 
     /// Room for one socket or stream more, which the agent opens on the pod's behalf.
@@ -265,7 +302,10 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let quota = &self.quota;
         match self.what {
-            What::Connection => {
+            What::Connection | What::ConnectionFrom(_) => {
+                if let What::ConnectionFrom(source) = self.what {
+                    quota.forget(source);
+                }
                 quota.connections.give_one();
                 quota.budget.ends.give(&quota.ends, 1);
             }
@@ -336,6 +376,19 @@ mod tests {
         first.truncate(50);
         assert!(quotas[0].connection().is_none(), "it has more than it leaves");
         assert!(quotas[1].connection().is_some());
+    }
+
+    #[test]
+    fn a_greedy_source_leaves_room_to_another() {
+        let (budget, quotas) = pods(1, 120);
+        let from = |last: u8| quotas[0].connection_from(IpAddr::from([10, 0, 0, last]));
+        let first: Vec<_> = std::iter::from_fn(|| from(1)).collect();
+        assert_eq!(first.len(), 40, "the pod could have 60");
+        let second: Vec<_> = std::iter::from_fn(|| from(2)).collect();
+        assert_eq!(second.len(), 13, "a third of what was left");
+        assert!(from(1).is_none() && from(3).is_some());
+        drop((first, second));
+        assert_eq!((budget.held().ends, quotas[0].sources().len()), (OWN, 0));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod bad_wire;
 mod config_errors;
 mod enrolment;
 mod envoy;
+mod greedy;
 mod hostile_http;
 mod hostile_peers;
 mod http2;
