@@ -103,6 +103,7 @@ fn connection_errors() {
             [connect(1), frame(Data, PADDED, 1, &[2, 0])].concat(),
             Reason::PROTOCOL_ERROR,
         ),
+        ("priority of nothing", frame(Priority, 0, 0, &[0; 5]), Reason::PROTOCOL_ERROR),
         (
             "padded data of nothing",
             [connect(1), frame(Data, PADDED, 1, &[])].concat(),
@@ -143,6 +144,19 @@ fn stream_errors() {
     resets(&mut server(), &after_end.concat(), 1, Reason::STREAM_CLOSED);
     let trailers = [connect(1), frame(Kind::Headers, END_HEADERS, 1, &[])].concat();
     resets(&mut server(), &trailers, 1, Reason::PROTOCOL_ERROR);
+    let after_end = [
+        connect(1),
+        frame(Kind::Data, END_STREAM, 1, b"x"),
+        frame(Kind::Headers, END_HEADERS | END_STREAM, 1, &[]),
+    ];
+    resets(&mut server(), &after_end.concat(), 1, Reason::STREAM_CLOSED);
+    // What a request other than CONNECT needs: :path, :scheme, each once, and no TE but "trailers".
+    let te = [&[0x82, 0x84, 0x86, 0, 2][..], b"te", &[4], b"gzip"].concat();
+    let odd: [&[u8]; 4] = [&[0x82, 0x86], &[0x82, 0x84], &[0x82, 0x84, 0x84, 0x86], &te];
+    for block in odd {
+        let odd = frame(Kind::Headers, END_HEADERS, 1, block);
+        resets(&mut server(), &odd, 1, Reason::PROTOCOL_ERROR);
+    }
 }
 
 #[test]
