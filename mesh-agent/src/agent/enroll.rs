@@ -56,7 +56,7 @@ pub(super) struct Enroller {
     /// Failures already reported, so that a pod that cannot be enrolled is logged once.
     reported: FxHashMap<Arc<str>, String>,
     direct: DirectTable,
-    /// Quota of each pod.
+    /// Connections that each pod may have.
     pod_connections: usize,
     /// Told when the pods of the first configuration have been enrolled.
     ready: Option<oneshot::Sender<()>>,
@@ -71,7 +71,6 @@ impl Enroller {
         shared: Arc<Shared>,
         workers: Arc<Workers>,
         options: &NodeOptions,
-        pod_connections: usize,
         ready: oneshot::Sender<()>,
         taken_back: Arc<Notify>,
     ) -> Self {
@@ -88,7 +87,7 @@ impl Enroller {
             stale: BTreeSet::new(),
             reported: FxHashMap::default(),
             direct: DirectTable::default(),
-            pod_connections,
+            pod_connections: options.max_connections_per_pod.unwrap_or(usize::MAX),
             ready: Some(ready),
             taken_back,
             replaced: false,
@@ -249,11 +248,15 @@ impl Enroller {
         // Its connections go on, and count on.
         let before = self.enrolled.get(&workload.uid).map(|enrolled| &enrolled.pod);
         let before = before.or_else(|| self.drained.get(&workload.uid));
-        let quota =
-            before.map_or_else(|| Quota::new(self.pod_connections), |pod| pod.quota.clone());
+        let name: Arc<str> = workload.name.to_string().into();
+        let budget = &self.shared.budget;
+        let quota = before.map_or_else(
+            || Quota::new(name.clone(), budget.clone(), self.pod_connections),
+            |pod| pod.quota.clone(),
+        );
         let pod = Arc::new(LocalPod {
             uid: workload.uid.clone(),
-            name: workload.name.to_string().into(),
+            name,
             identity: workload.identity.clone(),
             ips: workload.ips.clone(),
             net,

@@ -34,6 +34,10 @@ use crate::telemetry::Metrics;
 pub async fn run(options: NodeOptions) -> anyhow::Result<()> {
     capture::probe()?;
     let descriptors = limits::raise_descriptors()?;
+    let memory = match options.max_memory_mib {
+        Some(mib) => mib.saturating_mul(1 << 20),
+        None => limits::memory()?,
+    };
     let capture = capture(&options)?;
     let identities = Arc::new(identities(&options)?);
     let mut registry = Registry::default();
@@ -43,6 +47,7 @@ pub async fn run(options: NodeOptions) -> anyhow::Result<()> {
         live: Live::handle(Arc::default()),
         pods: Arc::default(),
         metrics: Metrics::register(&mut registry),
+        budget: limits::budget(descriptors, memory),
         workers: OnceLock::new(),
     });
     let workers = Arc::new(Workers::start(&shared, options.workers)?);
@@ -62,14 +67,8 @@ pub async fn run(options: NodeOptions) -> anyhow::Result<()> {
     tasks.spawn(until(stop.clone(), async move { identities.run_rotation().await }));
     let (ready, is_ready) = oneshot::channel();
     let taken_back = Arc::new(Notify::new());
-    let enroller = Enroller::new(
-        shared.clone(),
-        workers.clone(),
-        &options,
-        options.max_connections_per_pod.unwrap_or_else(|| limits::connections_per_pod(descriptors)),
-        ready,
-        taken_back.clone(),
-    );
+    let enroller =
+        Enroller::new(shared.clone(), workers.clone(), &options, ready, taken_back.clone());
     tasks.spawn(enroller.run(snapshot, stop.clone()));
     let socket = AdminSocket::bind(&options.admin_socket)
         .with_context(|| format!("cannot open {}", options.admin_socket.display()))?;

@@ -134,6 +134,17 @@ fn captured(shared: &Shared, pin_dir: &str) -> api::Capture {
     let pods = shared.pods.load();
     let refused: usize = pods.by_uid.values().map(|pod| pod.quota.refused()).sum();
     counters.insert("refused_by_quota".to_owned(), refused as u64);
+    let (held, most) = (shared.budget.held(), shared.budget.most());
+    for (name, value) in [
+        ("sockets_and_streams", held.ends),
+        ("sockets_and_streams_limit", most.ends),
+        ("requests", held.requests),
+        ("requests_limit", most.requests),
+        ("buffer_memory_set_aside", held.memory),
+        ("buffer_memory_limit", most.memory),
+    ] {
+        counters.insert(name.to_owned(), value as u64);
+    }
     api::Capture {
         state: "attached".to_owned(),
         pin_dir: pin_dir.to_owned(),

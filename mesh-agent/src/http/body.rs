@@ -26,6 +26,7 @@ use super::incoming::{Incoming, IncomingError};
 use super::pool::Lease;
 use crate::balance::ActiveGuard;
 use crate::telemetry::{RequestRecord, ResponseFlag};
+use crate::tunnel::Permit;
 
 /// How long a client that asked `Expect: 100-continue` is left waiting for the endpoint's word. A
 /// server need not answer; curl, too, sends its body after a second (RFC 9110 §10.1.1).
@@ -110,6 +111,8 @@ pub(super) struct Held {
     pub(super) lease: Option<Lease>,
     pub(super) gate: Option<Arc<Gate>>,
     pub(super) deadline: Option<Deadline>,
+    /// Its place among those that its pod may have going on.
+    pub(super) _room: Option<Permit>,
 }
 
 /// Resolves when a route's time-out has passed.

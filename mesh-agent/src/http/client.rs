@@ -194,8 +194,11 @@ impl<C: Connect> Client<C> {
 
     async fn open_http1(&self, target: &Target<'_>) -> Result<Http1, ConnectError> {
         let io = self.dial(target).await?;
-        let (sender, mut connection) =
-            http1::Builder::new().handshake(TokioIo::new(io)).await.map_err(|e| remote(&e))?;
+        let (sender, mut connection) = http1::Builder::new()
+            .max_buf_size(http2::MAX_BUFFER)
+            .handshake(TokioIo::new(io))
+            .await
+            .map_err(|error| remote(&error))?;
         let (give, upgraded) = oneshot::channel();
         let wanted = Rc::new(Cell::new(false));
         let asked = Rc::clone(&wanted);

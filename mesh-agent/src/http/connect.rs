@@ -46,7 +46,7 @@ pub trait ByteStream: AsyncRead + AsyncWrite + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin> ByteStream for T {}
 
-/// Why no stream to an endpoint could be opened. All of these may be tried again elsewhere.
+/// Why no stream to an endpoint could be opened. All but `Limit` may be tried again elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
     /// The other side refused, is unreachable, or failed the handshake: look there.
@@ -55,6 +55,9 @@ pub enum ConnectError {
     /// This side could not even try: no certificate, no socket, a limit. Look at this node's agent.
     #[error("local connection failure, transport failure reason: {0}")]
     Local(String),
+    /// The source holds as much of the agent as it may; no other endpoint changes that.
+    #[error("overflow")]
+    Limit,
     /// No answer within the connect time-out.
     #[error("connection timeout")]
     Timeout,

@@ -16,6 +16,7 @@ use super::pool::SWEEP;
 use crate::balance::{Draws, LiveHandle};
 use crate::model::Workload;
 use crate::telemetry::Telemetry;
+use crate::tunnel::Quota;
 
 /// The facts of a captured connection that hold for all of its requests.
 #[derive(Clone, Debug)]
@@ -26,6 +27,8 @@ pub struct ConnectionFacts {
     pub peer: SocketAddr,
     /// The address that the client dialled.
     pub destination: SocketAddr,
+    /// What the client's pod may hold.
+    pub quota: Arc<Quota>,
 }
 
 /// The HTTP engine of one worker; clones share it.

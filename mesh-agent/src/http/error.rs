@@ -29,6 +29,8 @@ pub(super) enum HttpError {
     Local,
     /// The route's time-out passed.
     Timeout,
+    /// The source's pod holds as much of the agent as it may: raise the limit, or look at the pod.
+    Overflow,
     /// The request is not legal HTTP, in its head or in its body: look at the client.
     Malformed,
     /// The request's transfer coding is not spoken here.
@@ -48,6 +50,7 @@ impl HttpError {
             | Self::Connect(_)
             | Self::Closed
             | Self::Reset
+            | Self::Overflow
             | Self::Local => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -57,12 +60,15 @@ impl HttpError {
             Self::NoRoute => ResponseFlag::NoRoute,
             Self::NoCluster => ResponseFlag::NoCluster,
             Self::NoHealthyUpstream => ResponseFlag::NoHealthyUpstream,
-            Self::Connect(_) => ResponseFlag::UpstreamConnectFailure,
+            Self::Connect(
+                ConnectError::Remote(_) | ConnectError::Local(_) | ConnectError::Timeout,
+            ) => ResponseFlag::UpstreamConnectFailure,
             Self::Closed => ResponseFlag::UpstreamClosed,
             Self::Reset => ResponseFlag::UpstreamReset,
             Self::Protocol => ResponseFlag::UpstreamProtocolError,
             Self::Local => ResponseFlag::LocalReset,
             Self::Timeout => ResponseFlag::UpstreamTimeout,
+            Self::Overflow | Self::Connect(ConnectError::Limit) => ResponseFlag::UpstreamOverflow,
             Self::Malformed | Self::Coding => ResponseFlag::DownstreamProtocolError,
         }
     }
@@ -77,6 +83,7 @@ impl HttpError {
             Self::Connect(ConnectError::Remote(_)) => reset("remote_connection_failure"),
             Self::Connect(ConnectError::Local(_)) => reset("local_connection_failure"),
             Self::Connect(ConnectError::Timeout) => reset("connection_timeout"),
+            Self::Overflow | Self::Connect(ConnectError::Limit) => reset("overflow"),
             Self::Closed => reset("connection_termination"),
             Self::Reset => reset("remote_reset"),
             Self::Protocol => reset("protocol_error"),
@@ -97,6 +104,7 @@ impl HttpError {
             Self::Connect(error) => error.to_string(),
             Self::Closed => "connection termination".to_owned(),
             Self::Reset => "remote reset".to_owned(),
+            Self::Overflow => "overflow".to_owned(),
             Self::Protocol => "protocol error".to_owned(),
             Self::Local => "local reset".to_owned(),
         };

@@ -33,7 +33,12 @@ const MAX_STREAMS: u32 = 256;
 /// 60 KiB of names and values.
 const MAX_HEAD: u32 = 96 * 1024;
 /// Bytes that a stream may have waiting to be sent.
-const SEND_BUFFER: usize = 256 * 1024;
+const SEND_BUFFER: usize = 64 * 1024;
+/// Bytes that a request and its response may hold at the worst, over HTTP/2 on both sides: two
+/// streams' windows, and two buffers to send from. `MAX_BUFFER` keeps HTTP/1 below it.
+pub const REQUEST_MEMORY: usize = 2 * (STREAM_WINDOW as usize + SEND_BUFFER);
+/// Bytes of each of an HTTP/1 connection's two buffers; a head must fit in one (Envoy takes 60 KiB).
+pub(super) const MAX_BUFFER: usize = REQUEST_MEMORY / 4;
 /// Streams on a connection until the peer's settings are known (hyper's default, too).
 pub(super) const INITIAL_STREAMS: usize = 100;
 

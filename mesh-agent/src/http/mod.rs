@@ -44,5 +44,6 @@ mod tests;
 pub use connect::{ByteStream, Connect, ConnectError, Prefixed};
 pub use detect::{Detected, PREFIX_LIMIT, detect, detect_version};
 pub use engine::{ConnectionFacts, Engine};
+pub use http2::REQUEST_MEMORY;
 pub use router::{Head, Route, VirtualHost, route, virtual_host};
 pub use serve::{HttpVersion, ServeError, serve};

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::body::{Gate, Held, RequestBody, ResponseBody, grpc_status};
 use super::client::{SendError, Target};
-use super::connect::Connect;
+use super::connect::{Connect, ConnectError};
 use super::early::Early;
 use super::engine::Engine;
 use super::error::HttpError;
@@ -34,6 +34,7 @@ use super::{headers, reply, retry, strict};
 use crate::balance::{ActiveGuard, Ask, Live};
 use crate::model::{Endpoint, LoadBalancer, Readiness, ServiceKind};
 use crate::telemetry::{Reporter, RequestRecord, RequestStart, ResponseFlag};
+use crate::tunnel::Permit;
 
 /// The connect time-out outside services, and where no rule says otherwise: Istio's default.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -90,8 +91,10 @@ pub(super) async fn respond<C: Connect>(
     let draw = engine.shared.draws.next();
     let leaves = switch != Switch::No;
     let closes = legal.is_err() && connection.version == HttpVersion::Http1;
+    let room = connection.facts.quota.request();
     let decision = match (legal, connection.version, &parts.method) {
         (Err(error), ..) => Decision::Fail(error),
+        _ if room.is_none() => Decision::Fail(HttpError::Overflow),
         // hyper keeps such a stream to itself.
         (_, HttpVersion::Http2, &Method::CONNECT) => Decision::Fail(HttpError::Local),
         _ => decide(&live.snapshot, connection, &head, (leaves, draw), &mut record),
@@ -104,7 +107,7 @@ pub(super) async fn respond<C: Connect>(
             // HTTP/1.0 has none: nobody takes them.
             let early = if parts.version == Version::HTTP_10 { &Early::default() } else { early };
             let flow = Flow { engine, connection, live: &live, plan: &plan, switch, grpc, early };
-            flow.forward(parts, authority, body, record).await
+            flow.forward(Request::from_parts(parts, body), authority, record, room).await
         }
     };
     if closes {
@@ -157,11 +160,12 @@ struct Flow<'a, C: Connect> {
 impl<C: Connect> Flow<'_, C> {
     async fn forward(
         &self,
-        mut parts: Parts,
+        request: Request<Incoming>,
         authority: Option<HeaderValue>,
-        body: Incoming,
         mut record: RequestRecord,
+        room: Option<Permit>,
     ) -> Response<ResponseBody> {
+        let (mut parts, body) = request.into_parts();
         let gate = self.gate(&mut parts);
         let body = RequestBody::new(body, gate.clone(), &self.connection.last);
         let progress = body.progress();
@@ -199,6 +203,7 @@ impl<C: Connect> Flow<'_, C> {
                     lease: Some(answer.lease),
                     gate,
                     deadline,
+                    _room: room,
                 };
                 self.answer(answer.response, held, answer.since)
             }
@@ -256,6 +261,9 @@ impl<C: Connect> Flow<'_, C> {
                 }
                 Ok((response, lease)) => return Ok(Answer { response, lease, active, since }),
                 Err(SendError::Failed(error)) => return Err(gave_up(error)),
+                Err(SendError::Connect(ConnectError::Limit, _)) => {
+                    return Err(gave_up(HttpError::Overflow));
+                }
                 Err(SendError::Connect(error, unsent)) => {
                     tracing::debug!(endpoint = %endpoint.address, %error, "connect failed");
                     if number > retry::RETRIES {

@@ -88,7 +88,10 @@ async fn serve_http1<C: Connect, S: ByteStream + 'static>(
         }
     });
     let outlet = TokioIo::new(Outlet::new(io, current.clone()));
-    let mut http = http1::Builder::new().half_close(true).serve_connection(outlet, service);
+    let mut http = http1::Builder::new()
+        .half_close(true)
+        .max_buf_size(http2::MAX_BUFFER)
+        .serve_connection(outlet, service);
     let ended = tokio::select! {
         ended = &mut http => ended,
         () = connection.last.cancelled() => {

@@ -27,6 +27,7 @@ impl Connect for Upstream {
                 OpenError::Timeout(_) => ConnectError::Timeout,
                 OpenError::Connect(_, error) => error.into(),
                 OpenError::Tunnel(_, _, error) => ConnectError::Remote(error.to_string()),
+                OpenError::Limit(_) => ConnectError::Limit,
                 OpenError::NoCertificate(_) | OpenError::OwnPort(_) => {
                     ConnectError::Local(error.to_string())
                 }

@@ -2,18 +2,25 @@
 //!
 //! Half-close passes through in each direction, a reset arrives as a reset, and a reader that does
 //! not read stops the far writer. Nothing is buffered while nothing flows: the scratch buffer
-//! belongs to the worker, and only what a write did not take is kept.
+//! belongs to the worker, and only what a write did not take is kept, out of the pod's memory if it
+//! is more than [`SMALL_READ`].
 
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::tunnel::{Permit, Quota};
+
 /// Bytes per read. Large enough that a bulk stream makes few system calls; one per worker.
 const SCRATCH: usize = 64 * 1024;
+
+/// Bytes per read while the pod's memory has no room for what a write may not take of more.
+const SMALL_READ: usize = 16 * 1024;
 
 /// Reads in a row before other tasks of the worker get a turn.
 const BURST: usize = 16;
@@ -40,7 +47,8 @@ pub(super) enum Broken {
     Upstream,
 }
 
-/// Copies until both directions ended. `progress` hears of bytes as they pass (sent, received).
+/// Copies until both directions ended. What waits comes out of the memory of `quota`'s pod;
+/// `progress` hears of bytes as they pass (sent, received).
 ///
 /// # Errors
 /// The side that failed. The caller resets the other one.
@@ -48,6 +56,7 @@ pub(super) async fn bidirectional<C, U>(
     client: &mut C,
     upstream: &mut U,
     first: &[u8],
+    quota: &Arc<Quota>,
     progress: impl Fn(u64, u64),
 ) -> (Transferred, Result<(), Broken>)
 where
@@ -58,13 +67,13 @@ where
     let mut back = Half::default();
     let result = poll_fn(|cx| {
         let before = (forth.total, back.total);
-        let there = forth.poll(cx, client, upstream).map_err(|failed| match failed {
+        let there = forth.poll(cx, client, upstream, quota).map_err(|failed| match failed {
             Failed::Read => Broken::Client,
             Failed::Write => Broken::Upstream,
         });
         let here = match &there {
             Poll::Ready(Err(_)) => Poll::Pending,
-            _ => back.poll(cx, upstream, client).map_err(|failed| match failed {
+            _ => back.poll(cx, upstream, client, quota).map_err(|failed| match failed {
                 Failed::Read => Broken::Upstream,
                 Failed::Write => Broken::Client,
             }),
@@ -100,6 +109,8 @@ struct Half {
     closed: bool,
     /// Bytes passed on.
     total: u64,
+    /// Set aside for `pending`.
+    room: Option<Permit>,
 }
 
 impl Half {
@@ -108,6 +119,7 @@ impl Half {
         cx: &mut Context<'_>,
         from: &mut R,
         to: &mut W,
+        quota: &Arc<Quota>,
     ) -> Poll<Result<(), Failed>>
     where
         R: AsyncRead + Unpin,
@@ -123,7 +135,7 @@ impl Half {
                 self.closed = true;
                 return Poll::Ready(Ok(()));
             }
-            match self.transfer(cx, from, to) {
+            match self.transfer(cx, from, to, quota) {
                 Poll::Ready(result) => result?,
                 Poll::Pending => {
                     // What was written so far must not wait for the next byte to be read.
@@ -153,6 +165,7 @@ impl Half {
         if self.written > 0 {
             self.pending = Vec::new();
             self.written = 0;
+            self.room = None;
         }
         Poll::Ready(Ok(()))
     }
@@ -163,13 +176,15 @@ impl Half {
         cx: &mut Context<'_>,
         from: &mut R,
         to: &mut W,
+        quota: &Arc<Quota>,
     ) -> Poll<Result<(), Failed>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
         BUFFER.with_borrow_mut(|scratch| {
-            let mut buffer = ReadBuf::new(scratch);
+            let size = if quota.has_room(SCRATCH) { SCRATCH } else { SMALL_READ };
+            let mut buffer = ReadBuf::new(&mut scratch[..size]);
             ready!(Pin::new(from).poll_read(cx, &mut buffer)).map_err(|_| Failed::Read)?;
             let filled = buffer.filled();
             if filled.is_empty() {
@@ -184,6 +199,9 @@ impl Half {
             self.total += taken as u64;
             if taken < filled.len() {
                 self.pending = filled[taken..].to_vec();
+                if self.pending.len() > SMALL_READ {
+                    self.room = quota.room(self.pending.len());
+                }
             }
             Poll::Ready(Ok(()))
         })
@@ -195,13 +213,16 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
+    use crate::tunnel::{Budget, Usage};
 
     #[tokio::test]
     async fn half_close_passes_each_way() {
         let (mut client, mut client_far) = duplex(1000);
         let (mut server, mut server_far) = duplex(1000);
-        let copy =
-            async { bidirectional(&mut client_far, &mut server_far, b"first ", |_, _| {}).await };
+        let quota = Quota::unlimited();
+        let copy = async {
+            bidirectional(&mut client_far, &mut server_far, b"first ", &quota, |_, _| {}).await
+        };
         let ends = async {
             client.write_all(b"request").await.unwrap();
             client.shutdown().await.unwrap();
@@ -223,7 +244,8 @@ mod tests {
     async fn a_reader_that_stops_holds_the_writer() {
         let (mut client, mut client_far) = duplex(1000);
         let (server, mut server_far) = duplex(1000);
-        let copy = bidirectional(&mut client_far, &mut server_far, b"", |_, _| {});
+        let quota = Quota::unlimited();
+        let copy = bidirectional(&mut client_far, &mut server_far, b"", &quota, |_, _| {});
         let mut sent = 0_usize;
         let write = async {
             loop {
@@ -238,5 +260,32 @@ mod tests {
         }
         assert!(sent < 10_000, "{sent} bytes were taken from a writer whose reader does not read");
         drop(server);
+    }
+
+    /// Bytes that a copy takes from a writer whose reader does not read, and what its pod has set
+    /// aside meanwhile.
+    async fn taken(quota: &Arc<Quota>) -> (usize, usize) {
+        let (mut client, mut client_far) = duplex(1 << 20);
+        let (_server, mut server_far) = duplex(1);
+        client.write_all(&[7; 1 << 20]).await.unwrap();
+        let copy = bidirectional(&mut client_far, &mut server_far, b"", quota, |_, _| {});
+        let mut copy = Box::pin(copy);
+        assert!(futures_util::poll!(&mut copy).is_pending());
+        let held = quota.held().memory;
+        drop(copy);
+        let mut rest = Vec::new();
+        drop(client);
+        client_far.read_to_end(&mut rest).await.unwrap();
+        ((1 << 20) - rest.len(), held)
+    }
+
+    #[tokio::test]
+    async fn what_waits_comes_out_of_the_pods_memory() {
+        let budget = Budget::new(Usage { memory: 1 << 20, ..Usage::default() });
+        let quota = Quota::new("p".into(), budget, 100);
+        assert_eq!(taken(&quota).await, (SCRATCH, SCRATCH - 1));
+        assert_eq!(quota.held().memory, 0);
+        let _all = quota.room(1 << 19).unwrap();
+        assert_eq!(taken(&quota).await, (SMALL_READ, 1 << 19), "makes do with less");
     }
 }

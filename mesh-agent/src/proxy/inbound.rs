@@ -14,7 +14,7 @@ use super::listener::Accepted;
 use super::worker::{Worker, peer_identity};
 use crate::model::{MtlsMode, Workload};
 use crate::telemetry::{ConnectionRecord, ConnectionStart, Layer, Reporter, ResponseFlag};
-use crate::tunnel::{self, Incoming, LocalPod, ServerSettings, TunnelStream, reset_tcp};
+use crate::tunnel::{self, Incoming, LocalPod, Quota, ServerSettings, TunnelStream, reset_tcp};
 
 /// Time that the application gets to take a connection from its own node.
 const APPLICATION_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -44,6 +44,10 @@ pub(super) async fn serve_plaintext(worker: &Rc<Worker>, accepted: Accepted) {
             "connection closed due to policy rejection");
         return reset_tcp(client);
     }
+    let Some(_end) = pod.quota.end() else {
+        record.flag(ResponseFlag::UpstreamOverflow);
+        return reset_tcp(client);
+    };
     let dialled = worker
         .shared
         .capture
@@ -59,7 +63,8 @@ pub(super) async fn serve_plaintext(worker: &Rc<Worker>, accepted: Accepted) {
     };
     record.established(workload, None);
     let progress = |received, sent| count(&record, received, sent);
-    match copy::bidirectional(&mut client, &mut application, &[], progress).await.1 {
+    let copied = copy::bidirectional(&mut client, &mut application, &[], &pod.quota, progress);
+    match copied.await.1 {
         Ok(()) => {}
         Err(Broken::Client) => reset_tcp(application),
         Err(Broken::Upstream) => reset_tcp(client),
@@ -75,7 +80,7 @@ pub(super) async fn serve_tunnel(worker: &Rc<Worker>, accepted: Accepted) {
         tracing::warn!(pod = %pod.name, "no certificate for a pod, tunnel refused");
         return reset_tcp(socket);
     };
-    let Some(handshake) = pod.quota.handshake(&pod.name) else { return reset_tcp(socket) };
+    let Some(handshake) = pod.quota.handshake() else { return reset_tcp(socket) };
     let Some(address) = socket.local_addr().ok().map(|address| unmapped(address).ip()) else {
         return;
     };
@@ -108,7 +113,8 @@ async fn serve_stream(worker: Rc<Worker>, pod: Arc<LocalPod>, client: IpAddr, in
     if ports::is_mesh(target.port()) {
         return incoming.refuse(REFUSED);
     }
-    let Some(_permit) = pod.quota.connection(&pod.name) else {
+    // The stream, and the socket to the application.
+    let (Some(_permit), Some(_end)) = (pod.quota.connection_from(client), pod.quota.end()) else {
         record.flag(ResponseFlag::UpstreamOverflow);
         return incoming.refuse(UNREACHABLE);
     };
@@ -123,7 +129,8 @@ async fn serve_stream(worker: Rc<Worker>, pod: Arc<LocalPod>, client: IpAddr, in
                 .established(live.snapshot.workloads_by_uid.get(&pod.uid).cloned(), Some(identity));
             drop(live);
             let stream = incoming.accept();
-            join(stream, application, |received, sent| count(&record, received, sent)).await;
+            let progress = |received, sent| count(&record, received, sent);
+            join(stream, application, &pod.quota, progress).await;
         }
         Err(error) => {
             tracing::debug!(pod = %pod.name, %target, %error, "application refused a connection");
@@ -133,8 +140,13 @@ async fn serve_stream(worker: Rc<Worker>, pod: Arc<LocalPod>, client: IpAddr, in
     }
 }
 
-async fn join(mut stream: TunnelStream, mut application: TcpStream, progress: impl Fn(u64, u64)) {
-    match copy::bidirectional(&mut stream, &mut application, &[], progress).await.1 {
+async fn join(
+    mut stream: TunnelStream,
+    mut application: TcpStream,
+    quota: &Arc<Quota>,
+    progress: impl Fn(u64, u64),
+) {
+    match copy::bidirectional(&mut stream, &mut application, &[], quota, progress).await.1 {
         Ok(()) => {}
         Err(Broken::Client) => reset_tcp(application),
         Err(Broken::Upstream) => stream.reset(),

@@ -56,7 +56,7 @@ pub(super) async fn accept(
             return;
         }
     };
-    let mut pause = BACK_OFF;
+    let mut back_off = BackOff::default();
     loop {
         let accepted = tokio::select! {
             biased;
@@ -65,16 +65,31 @@ pub(super) async fn accept(
         };
         match accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer))) {
             Ok((stream, peer)) => {
-                pause = BACK_OFF;
+                back_off = BackOff::default();
                 give(&worker, &pod, kind, stream, peer);
             }
             Err(error) if gone_before_accept(&error) => {}
             Err(error) => {
                 tracing::warn!(pod = %pod.name, ?kind, %error, "accept failed, pausing");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(BACK_OFF_MAX);
+                tokio::time::sleep(back_off.next()).await;
             }
         }
+    }
+}
+
+/// Pauses between attempts that fail in a row.
+struct BackOff(Duration);
+
+impl Default for BackOff {
+    fn default() -> Self {
+        Self(BACK_OFF)
+    }
+}
+
+impl BackOff {
+    fn next(&mut self) -> Duration {
+        let next = (self.0 * 2).min(BACK_OFF_MAX);
+        std::mem::replace(&mut self.0, next)
     }
 }
 
@@ -84,7 +99,11 @@ fn gone_before_accept(error: &io::Error) -> bool {
 }
 
 fn give(worker: &Rc<Worker>, pod: &Arc<LocalPod>, kind: Kind, stream: StdStream, peer: SocketAddr) {
-    let Some(permit) = pod.quota.connection(&pod.name) else { return reset_tcp(stream) };
+    let permit = match kind {
+        Kind::Outbound => pod.quota.connection(),
+        Kind::Plaintext | Kind::Tunnel => pod.quota.connection_from(peer.ip().to_canonical()),
+    };
+    let Some(permit) = permit else { return reset_tcp(stream) };
     let handles = worker.handles();
     let loads = handles.iter().map(|handle| handle.load.load(Ordering::Relaxed));
     let chosen = spread::choose(loads, worker.index);
@@ -102,5 +121,17 @@ fn give(worker: &Rc<Worker>, pod: &Arc<LocalPod>, kind: Kind, stream: StdStream,
         worker.serve(accepted);
     } else {
         handle.send(Command::Adopt(accepted));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_a_second() {
+        let mut back_off = BackOff::default();
+        let pauses: Vec<u128> = (0..9).map(|_| back_off.next().as_millis()).collect();
+        assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 640, 1000, 1000]);
     }
 }

@@ -116,8 +116,12 @@ fn protocol_of(live: &Live, target: SocketAddr, service: Option<&(Arc<Service>, 
 async fn serve_http(worker: &Rc<Worker>, facts: Facts, client: TcpStream, version: HttpVersion) {
     let mut record = worker.telemetry.connection(facts.start(Layer::Http));
     record.established(None, None);
-    let connection =
-        ConnectionFacts { source: facts.source, peer: facts.peer, destination: facts.target };
+    let connection = ConnectionFacts {
+        source: facts.source,
+        peer: facts.peer,
+        destination: facts.target,
+        quota: facts.pod.quota.clone(),
+    };
     let shutdown = worker.drain.clone();
     let served = http::serve(&worker.engine, client, connection, version, shutdown).await;
     if let Err(error) = served {
@@ -149,7 +153,7 @@ async fn detect(worker: &Rc<Worker>, facts: Facts, client: TcpStream) {
                     return reset_tcp(client);
                 }
             };
-            relay(client, upstream, &mut record, greeting).await;
+            relay(&facts, client, upstream, &mut record, greeting).await;
         }
         seen = first_bytes(&client, http::detect) => match seen {
             // The idle connection was a guess: the engine makes its own.
@@ -158,7 +162,7 @@ async fn detect(worker: &Rc<Worker>, facts: Facts, client: TcpStream) {
                 drop(upstream);
                 serve_http(worker, facts, client, version).await;
             }
-            Seen::Opaque => relay(client, upstream, &mut record, &[]).await,
+            Seen::Opaque => relay(&facts, client, upstream, &mut record, &[]).await,
         }
     }
 }
@@ -177,7 +181,7 @@ struct Opened {
 async fn serve_tcp(worker: &Rc<Worker>, facts: Facts, client: TcpStream) {
     let mut record = worker.telemetry.connection(facts.start(Layer::Tcp));
     match open(worker, &facts).await {
-        Ok(upstream) => relay(client, upstream, &mut record, &[]).await,
+        Ok(upstream) => relay(&facts, client, upstream, &mut record, &[]).await,
         Err(error) => refuse(client, &facts, &mut record, &error),
     }
 }
@@ -185,6 +189,7 @@ async fn serve_tcp(worker: &Rc<Worker>, facts: Facts, client: TcpStream) {
 fn refuse(client: TcpStream, facts: &Facts, record: &mut ConnectionRecord, error: &Failure) {
     let flag = match error {
         Failure::NoEndpoint => ResponseFlag::NoHealthyUpstream,
+        Failure::Open(OpenError::Limit(_)) => ResponseFlag::UpstreamOverflow,
         Failure::Open(_) => ResponseFlag::UpstreamConnectFailure,
     };
     record.flag(flag);
@@ -241,6 +246,8 @@ async fn open(worker: &Rc<Worker>, facts: &Facts) -> Result<Opened, Failure> {
         let timeout = policy.connect_timeout;
         match open_at(worker, facts, endpoint.address, endpoint.workload, timeout, active).await {
             Ok(opened) => return Ok(opened),
+            // Of the source: no other endpoint changes that.
+            Err(error @ Failure::Open(OpenError::Limit(_))) => return Err(error),
             Err(error) => last = error,
         }
     }
@@ -265,6 +272,7 @@ async fn open_at(
 
 /// Copies until both sides are done; `greeting` is what the upstream said already.
 async fn relay(
+    facts: &Facts,
     mut client: TcpStream,
     mut upstream: Opened,
     record: &mut ConnectionRecord,
@@ -273,8 +281,9 @@ async fn relay(
     record.established(upstream.destination.take(), upstream.peer.take());
     let progress = |sent, received| count(record, received, sent);
     // Seen from the upstream, so that its greeting is the first to go.
-    let copied = copy::bidirectional(&mut upstream.io, &mut client, greeting, progress).await;
-    match copied.1 {
+    let quota = &facts.pod.quota;
+    let copied = copy::bidirectional(&mut upstream.io, &mut client, greeting, quota, progress);
+    match copied.await.1 {
         Ok(()) => {}
         Err(Broken::Client) => reset_tcp(client),
         Err(Broken::Upstream) => upstream.io.reset(),

@@ -21,7 +21,7 @@ use crate::http::Engine;
 use crate::identity::Identities;
 use crate::model::SpiffeId;
 use crate::telemetry::{Metrics, Telemetry};
-use crate::tunnel::{LocalPod, LocalPodsHandle, Pool, Upstream};
+use crate::tunnel::{Budget, LocalPod, LocalPodsHandle, Pool, Upstream};
 
 /// What all workers share. Immutable, or atomic.
 pub struct Shared {
@@ -35,6 +35,8 @@ pub struct Shared {
     pub pods: LocalPodsHandle,
     /// Counters and the list of open connections.
     pub metrics: Arc<Metrics>,
+    /// What the pods of this node may hold in total.
+    pub budget: Arc<Budget>,
     /// Set once, when all workers have started.
     pub workers: OnceLock<Vec<WorkerHandle>>,
 }

@@ -8,6 +8,7 @@ use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 
 use super::connection::{Driver, Shared, SharedRef};
+use super::quota::Quota;
 use super::stream::TunnelStream;
 use super::tls::TlsSocket;
 use super::wire::{ConnectHead, OpenError, Role, Wire};
@@ -37,18 +38,20 @@ pub(super) type ClientDriver = Driver<fn(TunnelStream, ConnectHead)>;
 // === impl Client ===
 
 impl Client {
-    /// Shakes hands over `socket` with `destination` and nobody else. The driver must be run.
+    /// Shakes hands over `socket` with `destination` and nobody else. The driver must be run. Streams
+    /// draw on the memory of `quota`.
     pub(super) async fn establish(
         socket: TcpStream,
         tls: &ClientTls,
         destination: &SpiffeId,
         peer_identity: PeerIdentity,
+        quota: Arc<Quota>,
     ) -> Result<(Self, ClientDriver), TunnelError> {
         let failed = |error| TunnelError::Handshake(Arc::new(error));
         let connection = ClientConnection::new(Arc::clone(&tls.config), tls.server_name.clone())
             .map_err(|error| failed(std::io::Error::other(error)))?;
         let mut io = TlsSocket::new(socket, connection.into()).map_err(failed)?;
-        let mut wire = Wire::new(Role::Client);
+        let mut wire = Wire::new(Role::Client, quota);
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, io.handshake(&mut wire)).await {
             Ok(result) => result.map_err(failed)?,
             Err(_) => return Err(TunnelError::HandshakeTimeout),

@@ -16,8 +16,9 @@ use rustc_hash::FxHashMap;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use super::quota::Permit;
 use super::stream::TunnelStream;
-use super::tls::TlsSocket;
+use super::tls::{TlsSocket, WRITE_BATCH};
 use super::wire::{ConnectHead, Event, OpenError, Reason, StreamId, Wire};
 
 /// How often a connection looks at itself. A peer from which nothing came for one such time is
@@ -141,6 +142,8 @@ pub(super) struct Driver<H> {
     closes_idle: bool,
     shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     closing: bool,
+    /// Set aside for a batch that the socket has not taken yet.
+    batch: Option<Permit>,
 }
 
 // === impl Driver ===
@@ -169,6 +172,7 @@ impl<H: FnMut(TunnelStream, ConnectHead)> Driver<H> {
             closes_idle: shutdown.is_none(),
             shutdown: shutdown.map(Box::pin),
             closing: false,
+            batch: None,
         }
     }
 
@@ -263,8 +267,13 @@ impl<H: FnMut(TunnelStream, ConnectHead)> Driver<H> {
     fn poll_output(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
         for _ in 0..ROUNDS {
             match self.io.poll_flush(cx) {
-                Ok(Poll::Pending) => return Ok(false),
-                Ok(Poll::Ready(())) => {}
+                Ok(Poll::Pending) => {
+                    let held = self.batch.take();
+                    let quota = self.shared.borrow().wire.quota().clone();
+                    self.batch = held.or_else(|| quota.room(WRITE_BATCH));
+                    return Ok(false);
+                }
+                Ok(Poll::Ready(())) => self.batch = None,
                 Err(error) => return Err(self.lost(error)),
             }
             if self.shared.borrow().wire.wants_write() {

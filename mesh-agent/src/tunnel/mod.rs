@@ -27,8 +27,8 @@ use crate::model::SpiffeId;
 
 pub use client::ClientTls;
 pub use error::TunnelError;
-pub use pool::{Pool, PoolKey};
-pub use quota::{Permit, Quota};
+pub use pool::{Dialled, Pool, PoolKey};
+pub use quota::{Budget, Permit, Quota, Usage};
 pub use server::{Incoming, ServerSettings, serve};
 pub use stream::TunnelStream;
 pub use upstream::{

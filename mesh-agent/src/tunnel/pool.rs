@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
 use super::client::{Client, ClientDriver, ClientTls};
+use super::quota::Permit;
 use super::stream::TunnelStream;
 use super::wire::{ConnectHead, OpenError};
 use super::{PeerIdentity, TunnelError};
@@ -45,6 +46,9 @@ struct Inner {
     tracker: TaskTracker,
     peer_identity: PeerIdentity,
 }
+
+/// A socket for a new connection, and what it counts as for its source for as long as it lives.
+pub type Dialled = (TcpStream, Permit);
 
 #[derive(Default)]
 struct Entry {
@@ -94,7 +98,7 @@ impl Pool {
         dial: D,
     ) -> Result<TunnelStream, TunnelError>
     where
-        D: AsyncFn() -> io::Result<TcpStream>,
+        D: AsyncFn() -> io::Result<Dialled>,
     {
         let (stream, fresh) = self.open(key, head, tls, &dial).await?;
         match stream.answered().await {
@@ -120,7 +124,7 @@ impl Pool {
         dial: D,
     ) -> Result<TunnelStream, TunnelError>
     where
-        D: AsyncFn() -> io::Result<TcpStream>,
+        D: AsyncFn() -> io::Result<Dialled>,
     {
         self.open(key, head, tls, &dial).await.map(|(stream, _)| stream)
     }
@@ -150,7 +154,7 @@ impl Pool {
         dial: &D,
     ) -> Result<(TunnelStream, bool), TunnelError>
     where
-        D: AsyncFn() -> io::Result<TcpStream>,
+        D: AsyncFn() -> io::Result<Dialled>,
     {
         let mut fresh = false;
         loop {
@@ -190,13 +194,14 @@ impl Pool {
 // === impl Inner ===
 
 impl Inner {
-    fn add(self: &Rc<Self>, key: &PoolKey, client: Client, driver: ClientDriver) {
+    fn add(self: &Rc<Self>, key: &PoolKey, client: Client, driver: ClientDriver, permit: Permit) {
         let pool = Rc::downgrade(self);
         let (key_of_task, client_of_task) = (key.clone(), client.clone());
         if let Some(entry) = self.entries.borrow_mut().get_mut(key) {
             entry.clients.push(client);
         }
         self.tracker.spawn_local(async move {
+            let _permit = permit;
             let ended = driver.run().await;
             let address = key_of_task.address;
             match ended {
@@ -248,16 +253,19 @@ struct Lead<'a> {
 impl Lead<'_> {
     async fn establish<D>(self, tls: &ClientTls, dial: &D) -> Result<(), TunnelError>
     where
-        D: AsyncFn() -> io::Result<TcpStream>,
+        D: AsyncFn() -> io::Result<Dialled>,
     {
         let established = async {
-            let socket = dial().await.map_err(|error| TunnelError::Dial(Arc::new(error)))?;
-            let destination = &self.key.destination;
-            Client::establish(socket, tls, destination, self.inner.peer_identity).await
+            let dialled = dial().await.map_err(|error| TunnelError::Dial(Arc::new(error)))?;
+            let (socket, permit) = dialled;
+            let (destination, quota) = (&self.key.destination, Arc::clone(permit.quota()));
+            let identity = self.inner.peer_identity;
+            let established = Client::establish(socket, tls, destination, identity, quota).await?;
+            Ok::<_, TunnelError>((established, permit))
         };
         match established.await {
-            Ok((client, driver)) => {
-                self.inner.add(self.key, client, driver);
+            Ok(((client, driver), permit)) => {
+                self.inner.add(self.key, client, driver, permit);
                 Ok(())
             }
             Err(error) => {

@@ -1,71 +1,266 @@
 //! What one pod may hold of its node's agent, so that no pod can use up the descriptors and memory
-//! of all others.
+//! of all others. `LIMITS.md` lists what is counted here and what bounds the rest.
 //!
-//! A connection above the quota is refused with a reset. Counted across workers.
+//! Invariant: a pod may hold as much as it leaves free to the others, counted across workers. So one
+//! greedy pod gets half, two get a third each, and whoever comes next finds as much as each of them
+//! has; all together never get more than there is. Those who connect to one pod share what that pod
+//! may have in the same way. (Choudhury and Hahne, "Dynamic queue length
+//! thresholds for shared-memory packet switches", 1998, with a factor of one.)
 
-use std::sync::Arc;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustc_hash::FxHashMap;
 
 /// TLS handshakes of tunnels that a pod may have going on. A handshake costs a fifth of a
 /// millisecond; at this many, those who wait time out anyway.
 const HANDSHAKES: usize = 256;
 
-/// Counts of one pod.
+/// Descriptors that a captured pod takes by being captured: six listeners, its network namespace,
+/// and one to spare for the listeners of a change that overlap.
+const OWN: usize = 8;
+
+/// What the pods of a node share.
 #[derive(Debug)]
-pub struct Quota {
-    connections: Count,
-    handshakes: Count,
-    refused: AtomicUsize,
+pub struct Budget {
+    ends: Pot,
+    requests: Pot,
+    memory: Pot,
 }
 
 #[derive(Debug)]
-struct Count {
-    now: AtomicUsize,
+struct Pot {
+    held: AtomicUsize,
     most: usize,
 }
 
-/// One of what a pod may hold, given back when dropped.
+/// Counts of one pod.
+#[derive(Debug)]
+pub struct Quota {
+    pod: Arc<str>,
+    budget: Arc<Budget>,
+    connections: Pot,
+    handshakes: Pot,
+    ends: AtomicUsize,
+    requests: AtomicUsize,
+    memory: AtomicUsize,
+    /// Connections to the pod by the address that they come from; absent at 0.
+    sources: Mutex<FxHashMap<IpAddr, usize>>,
+    refused: AtomicUsize,
+}
+
+/// Something that a pod holds, given back when dropped.
 #[derive(Debug)]
 pub struct Permit {
     quota: Arc<Quota>,
-    which: fn(&Quota) -> &Count,
+    what: What,
 }
 
-impl Quota {
-    /// A quota of `connections`: captured ones that the pod makes, and those that others make to it.
+#[derive(Clone, Copy, Debug)]
+enum What {
+    Connection,
+    ConnectionFrom(IpAddr),
+    End,
+    Handshake,
+    Request,
+    Memory(usize),
+}
+
+/// What a pod, or all pods of a node, hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Sockets, and streams of tunnels.
+    pub ends: usize,
+    /// HTTP requests that are not yet answered to the end.
+    pub requests: usize,
+    /// Octets that are set aside for larger buffers.
+    pub memory: usize,
+}
+
+// === impl Budget ===
+
+impl Budget {
+    /// `most` is for all pods together.
     #[must_use]
-    pub fn new(connections: usize) -> Arc<Self> {
-        let count = |most| Count { now: AtomicUsize::new(0), most };
-        let (connections, handshakes) = (count(connections), count(HANDSHAKES));
-        Arc::new(Self { connections, handshakes, refused: AtomicUsize::new(0) })
+    pub fn new(most: Usage) -> Arc<Self> {
+        let pot = |most| Pot { held: AtomicUsize::new(0), most };
+        let Usage { ends, requests, memory } = most;
+        Arc::new(Self { ends: pot(ends), requests: pot(requests), memory: pot(memory) })
     }
 
-    /// Room for one connection more; `pod` is for the log.
-    pub fn connection(self: &Arc<Self>, pod: &str) -> Option<Permit> {
-        self.take(|quota| &quota.connections, pod, "connections")
+    /// What all pods hold now.
+    #[must_use]
+    pub fn held(&self) -> Usage {
+        Usage { ends: self.ends.held(), requests: self.requests.held(), memory: self.memory.held() }
+    }
+
+    /// What all pods together may hold.
+    #[must_use]
+    pub fn most(&self) -> Usage {
+        Usage { ends: self.ends.most, requests: self.requests.most, memory: self.memory.most }
+    }
+}
+
+// === impl Pot ===
+
+impl Pot {
+    fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Whether a pod that holds `own` may have `amount` more.
+    fn has_room(&self, own: usize, amount: usize) -> bool {
+        own.saturating_add(amount) <= self.most.saturating_sub(self.held()).saturating_sub(amount)
+    }
+
+    /// Adds to `own`, the pod's share, and to the whole. Pods that come together may see each
+    /// other's and all be refused, near the limit only; never do both get what is there once.
+    fn take(&self, own: &AtomicUsize, amount: usize) -> bool {
+        let own_now = own.fetch_add(amount, Ordering::Relaxed).saturating_add(amount);
+        let held_now = self.held.fetch_add(amount, Ordering::Relaxed).saturating_add(amount);
+        let taken = held_now <= self.most && own_now <= self.most - held_now;
+        if !taken {
+            self.give(own, amount);
+        }
+        taken
+    }
+
+    fn give(&self, own: &AtomicUsize, amount: usize) {
+        own.fetch_sub(amount, Ordering::Relaxed);
+        self.held.fetch_sub(amount, Ordering::Relaxed);
+    }
+
+    /// Takes one of what is not shared.
+    fn take_one(&self) -> bool {
+        let taken = self.held.fetch_add(1, Ordering::Relaxed) < self.most;
+        if !taken {
+            self.give_one();
+        }
+        taken
+    }
+
+    fn give_one(&self) {
+        self.held.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+// === impl Quota ===
+
+impl Quota {
+    /// The quota of `pod` (its name, for the log): at most `connections`, captured ones that it
+    /// makes and those that others make to it, and its share of `budget`.
+    #[must_use]
+    pub fn new(pod: Arc<str>, budget: Arc<Budget>, connections: usize) -> Arc<Self> {
+        let pot = |most| Pot { held: AtomicUsize::new(0), most };
+        budget.ends.held.fetch_add(OWN, Ordering::Relaxed);
+        Arc::new(Self {
+            pod,
+            budget,
+            connections: pot(connections),
+            handshakes: pot(HANDSHAKES),
+            ends: AtomicUsize::new(0),
+            requests: AtomicUsize::new(0),
+            memory: AtomicUsize::new(0),
+            sources: Mutex::default(),
+            refused: AtomicUsize::new(0),
+        })
+    }
+
+    /// A quota that refuses nothing but handshakes.
+    #[cfg(any(test, fuzzing))]
+    pub fn unlimited() -> Arc<Self> {
+        let most = usize::MAX >> 1;
+        let budget = Budget::new(Usage { ends: most, requests: most, memory: most });
+        Self::new("test/pod".into(), budget, most)
+    }
+
+    /// Room for one connection more, and for the socket or stream that it comes on.
+    pub fn connection(self: &Arc<Self>) -> Option<Permit> {
+        if !self.connections.take_one() {
+            return self.refuse("connections");
+        }
+        if self.budget.ends.take(&self.ends, 1) {
+            return Some(self.permit(What::Connection));
+        }
+        self.connections.give_one();
+        self.refuse("sockets and streams")
+    }
+
+    /// Room for one connection more that `source` makes to the pod: a source may have as many as
+    /// the pod may still take.
+    pub fn connection_from(self: &Arc<Self>, source: IpAddr) -> Option<Permit> {
+        let held = self.sources().get(&source).copied().unwrap_or(0);
+        let own = self.ends.load(Ordering::Relaxed);
+        if !self.budget.ends.has_room(own.saturating_add(held), 1) {
+            return self.refuse("sockets and streams of one source");
+        }
+        let mut permit = self.connection()?;
+        permit.what = What::ConnectionFrom(source);
+        *self.sources().entry(source).or_default() += 1;
+        Some(permit)
+    }
+
+    fn sources(&self) -> MutexGuard<'_, FxHashMap<IpAddr, usize>> {
+        // A number and nothing else: no panic leaves it half changed.
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forget(&self, source: IpAddr) {
+        let mut sources = self.sources();
+        if let Some(held) = sources.get_mut(&source) {
+            *held -= 1;
+            if *held == 0 {
+                sources.remove(&source);
+            }
+        }
+    }
+
+    /// Room for one socket or stream more, which the agent opens on the pod's behalf.
+    pub fn end(self: &Arc<Self>) -> Option<Permit> {
+        if self.budget.ends.take(&self.ends, 1) {
+            return Some(self.permit(What::End));
+        }
+        self.refuse("sockets and streams")
     }
 
     /// Room for one handshake more.
-    pub fn handshake(self: &Arc<Self>, pod: &str) -> Option<Permit> {
-        self.take(|quota| &quota.handshakes, pod, "handshakes")
+    pub fn handshake(self: &Arc<Self>) -> Option<Permit> {
+        if self.handshakes.take_one() {
+            return Some(self.permit(What::Handshake));
+        }
+        self.refuse("handshakes")
     }
 
-    fn take(
-        self: &Arc<Self>,
-        which: fn(&Quota) -> &Count,
-        pod: &str,
-        what: &'static str,
-    ) -> Option<Permit> {
-        let count = which(self);
-        // Threads that come together may see each other's and all be refused: near the limit only.
-        if count.now.fetch_add(1, Ordering::Relaxed) < count.most {
-            return Some(Permit { quota: Arc::clone(self), which });
+    /// Room for one HTTP request more.
+    pub fn request(self: &Arc<Self>) -> Option<Permit> {
+        if self.budget.requests.take(&self.requests, 1) {
+            return Some(self.permit(What::Request));
         }
-        count.now.fetch_sub(1, Ordering::Relaxed);
+        self.refuse("requests")
+    }
+
+    /// Sets `octets` aside for a buffer that can also be small: to have none is no refusal.
+    pub fn room(self: &Arc<Self>, octets: usize) -> Option<Permit> {
+        let taken = self.budget.memory.take(&self.memory, octets);
+        taken.then(|| self.permit(What::Memory(octets)))
+    }
+
+    /// Whether [`Quota::room`] would succeed, which costs less to ask.
+    #[must_use]
+    pub fn has_room(&self, octets: usize) -> bool {
+        self.budget.memory.has_room(self.memory.load(Ordering::Relaxed), octets)
+    }
+
+    fn permit(self: &Arc<Self>, what: What) -> Permit {
+        Permit { quota: Arc::clone(self), what }
+    }
+
+    fn refuse(&self, what: &'static str) -> Option<Permit> {
         let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
         // At 1, 2, 4, 8: a flood is told of and does not flood the log.
         if refused.is_power_of_two() {
-            tracing::warn!(pod, limit = count.most, refused, "a pod is at its limit of {what}");
+            tracing::warn!(pod = %self.pod, what, refused, "a pod is at its limit");
         }
         None
     }
@@ -75,11 +270,50 @@ impl Quota {
     pub fn refused(&self) -> usize {
         self.refused.load(Ordering::Relaxed)
     }
+
+    /// What the pod holds now.
+    #[must_use]
+    pub fn held(&self) -> Usage {
+        Usage {
+            ends: self.ends.load(Ordering::Relaxed),
+            requests: self.requests.load(Ordering::Relaxed),
+            memory: self.memory.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Drop for Quota {
+    fn drop(&mut self) {
+        self.budget.ends.held.fetch_sub(OWN, Ordering::Relaxed);
+    }
+}
+
+// === impl Permit ===
+
+impl Permit {
+    /// Whose it is.
+    #[must_use]
+    pub fn quota(&self) -> &Arc<Quota> {
+        &self.quota
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        (self.which)(&self.quota).now.fetch_sub(1, Ordering::Relaxed);
+        let quota = &self.quota;
+        match self.what {
+            What::Connection | What::ConnectionFrom(_) => {
+                if let What::ConnectionFrom(source) = self.what {
+                    quota.forget(source);
+                }
+                quota.connections.give_one();
+                quota.budget.ends.give(&quota.ends, 1);
+            }
+            What::End => quota.budget.ends.give(&quota.ends, 1),
+            What::Handshake => quota.handshakes.give_one(),
+            What::Request => quota.budget.requests.give(&quota.requests, 1),
+            What::Memory(octets) => quota.budget.memory.give(&quota.memory, octets),
+        }
     }
 }
 
@@ -87,28 +321,111 @@ impl Drop for Permit {
 mod tests {
     use super::*;
 
+    /// As many pods on one budget of `ends`, what they take themselves apart.
+    fn pods(count: usize, ends: usize) -> (Arc<Budget>, Vec<Arc<Quota>>) {
+        let ends = ends + count * OWN;
+        let budget = Budget::new(Usage { ends, requests: 4, memory: 1000 });
+        let quotas = (0..count).map(|_| Quota::new("p".into(), budget.clone(), usize::MAX));
+        let quotas = quotas.collect();
+        (budget, quotas)
+    }
+
+    /// Takes until refused.
+    fn greedy(quota: &Arc<Quota>) -> Vec<Permit> {
+        std::iter::from_fn(|| quota.connection()).collect()
+    }
+
     #[test]
     fn a_permit_makes_room_when_it_goes() {
-        let quota = Quota::new(2);
-        let first = quota.connection("p").unwrap();
-        let _second = quota.connection("p").unwrap();
-        assert!(quota.connection("p").is_none());
-        assert_eq!(quota.refused(), 1);
-        assert!(quota.handshake("p").is_some(), "counted apart");
+        let quota = Quota::new("p".into(), Budget::new(Usage { ends: 100, ..Usage::default() }), 2);
+        let first = quota.connection().unwrap();
+        let _second = quota.connection().unwrap();
+        assert!(quota.connection().is_none());
+        assert_eq!((quota.refused(), quota.held().ends), (1, 2));
+        assert!(quota.handshake().is_some() && quota.end().is_some(), "counted apart");
         drop(first);
-        assert!(quota.connection("p").is_some());
+        assert!(quota.connection().is_some());
+    }
+
+    #[test]
+    fn greedy_pods_get_equal_shares_and_leave_one() {
+        for count in 1..=5 {
+            let share = 60;
+            let (budget, quotas) = pods(count, share * (count + 1));
+            let mut held: Vec<Vec<Permit>> = quotas.iter().map(|_| Vec::new()).collect();
+            // They race: each takes one in turn until nobody gets any.
+            while {
+                let taken = quotas.iter().zip(&mut held).map(|(quota, held)| {
+                    quota.connection().map(|permit| held.push(permit)).is_some()
+                });
+                taken.collect::<Vec<_>>().contains(&true)
+            } {}
+            assert!(held.iter().all(|held| held.len() == share), "{count} pods");
+            drop(held);
+            assert_eq!(budget.held().ends, count * OWN);
+        }
+    }
+
+    #[test]
+    fn who_came_first_makes_room_for_who_comes_later() {
+        let (_, quotas) = pods(2, 120);
+        let mut first = greedy(&quotas[0]);
+        assert_eq!(first.len(), 60);
+        let second = greedy(&quotas[1]);
+        assert_eq!(second.len(), 30, "half of what was left");
+        first.truncate(50);
+        assert!(quotas[0].connection().is_none(), "it has more than it leaves");
+        assert!(quotas[1].connection().is_some());
+    }
+
+    #[test]
+    fn a_greedy_source_leaves_room_to_another() {
+        let (budget, quotas) = pods(1, 120);
+        let from = |last: u8| quotas[0].connection_from(IpAddr::from([10, 0, 0, last]));
+        let first: Vec<_> = std::iter::from_fn(|| from(1)).collect();
+        assert_eq!(first.len(), 40, "the pod could have 60");
+        let second: Vec<_> = std::iter::from_fn(|| from(2)).collect();
+        assert_eq!(second.len(), 13, "a third of what was left");
+        assert!(from(1).is_none() && from(3).is_some());
+        drop((first, second));
+        assert_eq!((budget.held().ends, quotas[0].sources().len()), (OWN, 0));
+    }
+
+    #[test]
+    fn pods_take_descriptors_by_being_there() {
+        let (budget, quotas) = pods(3, 10);
+        assert_eq!(budget.held().ends, 3 * OWN);
+        drop(quotas);
+        assert_eq!(budget.held().ends, 0);
+    }
+
+    #[test]
+    fn memory_and_requests_are_shared_in_the_same_way() {
+        let (budget, quotas) = pods(2, 10);
+        assert!(quotas[0].has_room(500) && !quotas[0].has_room(501));
+        let half = quotas[0].room(500).unwrap();
+        assert!(quotas[0].room(1).is_none() && !quotas[0].has_room(1));
+        assert_eq!(quotas[0].refused(), 0, "it makes do with less");
+        let _rest = quotas[1].room(250).unwrap();
+        assert_eq!(budget.held().memory, 750);
+        drop(half);
+        assert_eq!(budget.held().memory, 250);
+        let _two = (quotas[0].request().unwrap(), quotas[0].request().unwrap());
+        assert!(quotas[0].request().is_none(), "refused");
+        assert_eq!(quotas[0].refused(), 1);
+        assert!(quotas[1].request().is_some());
     }
 
     #[test]
     fn threads_never_get_more_than_there_is() {
-        let quota = Quota::new(100);
+        let (budget, quotas) = pods(4, 100);
         let taken: usize = std::thread::scope(|scope| {
-            let take = || (0..1000).filter_map(|_| quota.connection("p")).collect::<Vec<_>>();
-            let threads: Vec<_> = (0..4).map(|_| scope.spawn(take)).collect();
+            let threads: Vec<_> =
+                quotas.iter().map(|quota| scope.spawn(|| greedy(quota))).collect();
             let permits: Vec<_> = threads.into_iter().map(|one| one.join().unwrap()).collect();
             permits.iter().map(Vec::len).sum()
         });
-        assert!(taken <= 100 && taken > 90, "{taken}");
-        assert_eq!(quota.connections.now.load(Ordering::Relaxed), 0);
+        assert!(taken <= 100 && taken > 40, "{taken}");
+        assert_eq!(budget.held().ends, 4 * OWN);
     }
 }

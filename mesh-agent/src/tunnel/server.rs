@@ -30,7 +30,7 @@ pub struct ServerSettings {
     pub peer_identity: PeerIdentity,
     /// Cancelled when connections should end gracefully: GOAWAY, then the streams' own end.
     pub shutdown: CancellationToken,
-    /// Held until the handshake is over.
+    /// Held until the handshake is over; the streams draw on the memory of the same pod.
     pub handshake: Permit,
 }
 
@@ -78,7 +78,7 @@ pub async fn serve(
     let ServerSettings { tls, address, peer_identity, shutdown, handshake } = settings;
     let connection = ServerConnection::new(tls).map_err(|error| failed(io::Error::other(error)))?;
     let mut io = TlsSocket::new(socket, connection.into()).map_err(failed)?;
-    let mut wire = Wire::new(Role::Server);
+    let mut wire = Wire::new(Role::Server, Arc::clone(handshake.quota()));
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, io.handshake(&mut wire)).await {
         Ok(result) => result.map_err(failed)?,
         Err(_) => return Err(TunnelError::HandshakeTimeout),

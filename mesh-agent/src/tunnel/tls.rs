@@ -24,6 +24,9 @@ const READ_SIZE: usize = 256 * 1024;
 /// Plaintext that is handed to TLS at once, about 16 records.
 pub(super) const WRITE_BATCH: usize = 256 * 1024;
 
+/// The same while the pod's memory has no room for a batch that the socket does not take.
+const SMALL_WRITE_BATCH: usize = 32 * 1024;
+
 /// Buffers start at a page: `rep movsb` is up to 20 times slower where source and target differ
 /// by a few octets modulo 4096, which is what a large `malloc` gives (PERFORMANCE.md, trap 1).
 const PAGE: usize = 4096;
@@ -132,11 +135,13 @@ impl TlsSocket {
         Ok(state.peer_has_closed())
     }
 
-    /// Moves what `wire` has to send into TLS, about [`WRITE_BATCH`] of it.
+    /// Moves a batch of what `wire` has to send into TLS.
     pub(super) fn encrypt(&mut self, wire: &mut Wire) -> io::Result<()> {
+        let roomy = wire.quota().has_room(WRITE_BATCH);
+        let budget = if roomy { WRITE_BATCH } else { SMALL_WRITE_BATCH };
         SCRATCH.with_borrow_mut(|scratch| {
             let batch = &mut scratch.batch;
-            wire.transmit(WRITE_BATCH, batch);
+            wire.transmit(budget, batch);
             let written = {
                 let slices: Vec<IoSlice<'_>> = batch.slices().map(IoSlice::new).collect();
                 self.tls.writer().write_vectored(&slices)

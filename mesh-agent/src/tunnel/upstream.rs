@@ -20,7 +20,7 @@ use rustc_hash::FxHashMap;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::quota::Quota;
+use super::quota::{Permit, Quota};
 use super::{ClientTls, ConnectHead, Pool, PoolKey, TunnelError, TunnelStream};
 use crate::balance::{Draws, LiveHandle};
 use crate::capture::{Capture, PodNet};
@@ -97,6 +97,9 @@ pub enum OpenError {
     /// Took longer than allowed.
     #[error("no answer from {0} in time")]
     Timeout(SocketAddr),
+    /// The source holds as much of the agent as it may.
+    #[error("{0} is at its limit of what it may hold open")]
+    Limit(Arc<str>),
 }
 
 impl OpenError {
@@ -110,7 +113,7 @@ impl OpenError {
         match self {
             Self::Connect(_, error) => refusals.contains(&error.kind()),
             Self::Timeout(_) => true,
-            Self::Tunnel(..) | Self::NoCertificate(_) | Self::OwnPort(_) => false,
+            Self::Tunnel(..) | Self::NoCertificate(_) | Self::OwnPort(_) | Self::Limit(_) => false,
         }
     }
 }
@@ -208,6 +211,8 @@ impl Upstream {
         if ports::is_mesh(target.port()) {
             return Err(OpenError::OwnPort(target));
         }
+        let limit = || OpenError::Limit(source.name.clone());
+        let permit = source.quota.end().ok_or_else(limit)?;
         let way = self.way(target, destination);
         let is_plaintext = matches!(way, Way::Plaintext);
         let opened = tokio::time::timeout(timeout, async {
@@ -221,7 +226,7 @@ impl Upstream {
         if is_plaintext && opened.as_ref().is_err_and(OpenError::is_unreachable) {
             self.leave_to_kernel(source, target);
         }
-        opened
+        Ok(UpstreamIo { carrier: opened?, _permit: permit })
     }
 
     /// The next client of the pod's sees for itself that an address outside the mesh cannot be
@@ -243,14 +248,14 @@ impl Upstream {
         pod: &LocalPod,
         target: SocketAddr,
         timeout: Duration,
-    ) -> Result<UpstreamIo, OpenError> {
+    ) -> Result<Carrier, OpenError> {
         let client = source
             .ip_like(target.ip())
             .ok_or_else(|| OpenError::Connect(target, io::ErrorKind::AddrNotAvailable.into()))?;
         self.capture
             .dial_into_pod(&pod.net, client, target, timeout)
             .await
-            .map(UpstreamIo::Tcp)
+            .map(Carrier::Tcp)
             .map_err(|error| OpenError::Connect(target, error))
     }
 
@@ -259,11 +264,11 @@ impl Upstream {
         source: &LocalPod,
         target: SocketAddr,
         timeout: Duration,
-    ) -> Result<UpstreamIo, OpenError> {
+    ) -> Result<Carrier, OpenError> {
         self.capture
             .dial_from_pod(&source.net, target, timeout)
             .await
-            .map(UpstreamIo::Tcp)
+            .map(Carrier::Tcp)
             .map_err(|error| OpenError::Connect(target, error))
     }
 
@@ -284,7 +289,7 @@ impl Upstream {
         target: SocketAddr,
         workload: &Workload,
         timeout: Duration,
-    ) -> Result<UpstreamIo, OpenError> {
+    ) -> Result<Carrier, OpenError> {
         let credentials = self
             .identities
             .current(&source.identity)
@@ -303,12 +308,21 @@ impl Upstream {
             baggage: Some(baggage(source)),
             traceparent: Some(traceparent(&self.draws)),
         };
-        let dial = async || self.capture.dial_from_pod(&source.net, address, timeout).await;
+        let dial = async || {
+            let permit = source.quota.end().ok_or(io::ErrorKind::QuotaExceeded)?;
+            let socket = self.capture.dial_from_pod(&source.net, address, timeout).await?;
+            Ok((socket, permit))
+        };
         self.pool
             .connect(&key, &head, &ClientTls { config, server_name }, dial)
             .await
-            .map(UpstreamIo::Tunnel)
-            .map_err(|error| OpenError::Tunnel(target, workload.identity.clone(), error))
+            .map(Carrier::Tunnel)
+            .map_err(|error| match error {
+                TunnelError::Dial(error) if error.kind() == io::ErrorKind::QuotaExceeded => {
+                    OpenError::Limit(source.name.clone())
+                }
+                error => OpenError::Tunnel(target, workload.identity.clone(), error),
+            })
     }
 }
 
@@ -328,7 +342,14 @@ fn traceparent(draws: &Draws) -> String {
 
 /// An open stream.
 #[derive(Debug)]
-pub enum UpstreamIo {
+pub struct UpstreamIo {
+    carrier: Carrier,
+    _permit: Permit,
+}
+
+/// What carries a stream.
+#[derive(Debug)]
+enum Carrier {
     /// A socket.
     Tcp(TcpStream),
     /// A stream of a tunnel.
@@ -338,9 +359,9 @@ pub enum UpstreamIo {
 impl UpstreamIo {
     /// Ends the stream so that the far side sees a reset.
     pub fn reset(self) {
-        match self {
-            Self::Tcp(stream) => reset_tcp(stream),
-            Self::Tunnel(mut stream) => stream.reset(),
+        match self.carrier {
+            Carrier::Tcp(stream) => reset_tcp(stream),
+            Carrier::Tunnel(mut stream) => stream.reset(),
         }
     }
 }
@@ -358,9 +379,9 @@ impl AsyncRead for UpstreamIo {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Tunnel(stream) => Pin::new(stream).poll_read(cx, buf),
+        match &mut self.get_mut().carrier {
+            Carrier::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Carrier::Tunnel(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -371,23 +392,23 @@ impl AsyncWrite for UpstreamIo {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Tunnel(stream) => Pin::new(stream).poll_write(cx, buf),
+        match &mut self.get_mut().carrier {
+            Carrier::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Carrier::Tunnel(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tunnel(stream) => Pin::new(stream).poll_flush(cx),
+        match &mut self.get_mut().carrier {
+            Carrier::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Carrier::Tunnel(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
+        match &mut self.get_mut().carrier {
+            Carrier::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Carrier::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 
@@ -396,16 +417,16 @@ impl AsyncWrite for UpstreamIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Self::Tunnel(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        match &mut self.get_mut().carrier {
+            Carrier::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Carrier::Tunnel(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Tcp(stream) => stream.is_write_vectored(),
-            Self::Tunnel(stream) => stream.is_write_vectored(),
+        match &self.carrier {
+            Carrier::Tcp(stream) => stream.is_write_vectored(),
+            Carrier::Tunnel(stream) => stream.is_write_vectored(),
         }
     }
 }

@@ -11,6 +11,7 @@ mod config_errors;
 mod direct;
 mod enrolment;
 mod envoy;
+mod greedy;
 mod hostile_http;
 mod hostile_peers;
 mod http2;

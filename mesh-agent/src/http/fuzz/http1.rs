@@ -31,6 +31,7 @@ use crate::config::yaml_compile;
 use crate::http::{ConnectionFacts, Engine, HttpVersion, serve};
 use crate::model::Snapshot;
 use crate::telemetry::Metrics;
+use crate::tunnel::Quota;
 
 /// On the paused clock: longer than every time-out in the engine.
 const FOREVER: Duration = Duration::from_secs(86_400);
@@ -115,8 +116,12 @@ async fn exchange(client: &[u8], cut: usize, script: &Script, seen: &Connections
     });
     let source = snapshot.workloads_by_uid.get(CLIENT_UID).cloned();
     let source = source.unwrap_or_else(|| panic!("the client's pod is there"));
-    let facts =
-        ConnectionFacts { source, peer: ([10, 0, 0, 9], 40_000).into(), destination: VIP.into() };
+    let facts = ConnectionFacts {
+        source,
+        peer: ([10, 0, 0, 9], 40_000).into(),
+        destination: VIP.into(),
+        quota: Quota::unlimited(),
+    };
     let tasks = TaskTracker::new();
     let net = Net { script: script.clone(), seen: Rc::clone(seen), tasks: tasks.clone() };
     let telemetry = Metrics::register(&mut Registry::default()).worker();

@@ -12,6 +12,7 @@ use crate::model::{
     Action, DirectResponse, Forward, HeaderEdit, HeaderOps, HttpMatch, HttpRule, LoadBalancer,
     PathRewrite, Protocol, Redirect, RedirectPath, RedirectPort, Rewrite, StringMatch,
 };
+use crate::tunnel::{Budget, Usage};
 
 const HOST: &str = "web.shop.svc.cluster.local";
 const REFUSED: &str = "remote connection failure, transport failure reason: connection refused";
@@ -235,6 +236,44 @@ fn a_post_on_a_stale_connection_is_not_repeated() {
         let response = world.http1(VIP).await.send_request(request).await.unwrap();
         assert_eq!(response.status(), 503);
         assert_eq!(*posts.borrow(), 1);
+    });
+}
+
+/// A request above what its pod may have going on is answered at once; one that has ended makes
+/// room.
+#[test]
+fn a_pod_at_its_limit_of_requests_is_told() {
+    run(async {
+        let mut world = mesh(&[A], None);
+        let budget = Budget::new(Usage { requests: 4, ..Usage::default() });
+        world.quota = Quota::new("p".into(), budget, 100);
+        let go = Rc::new(tokio::sync::Semaphore::new(0));
+        let wait = go.clone();
+        world.listen(
+            A,
+            hyper(HttpVersion::Http1, move |_| {
+                let wait = wait.clone();
+                async move {
+                    wait.acquire().await.unwrap().forget();
+                    Response::new(full("late"))
+                }
+            }),
+        );
+        let first = world.get(VIP, "web", "/");
+        let second = world.get(VIP, "web", "/");
+        let third = async {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let answer = world.get(VIP, "web", "/").await;
+            let overflow = "upstream connect error or disconnect/reset before headers. reset \
+                            reason: overflow";
+            assert_eq!(answer, (StatusCode::SERVICE_UNAVAILABLE, overflow.to_owned()));
+            assert_eq!(world.counted(), ["503 UO 1"]);
+            go.add_permits(3);
+        };
+        let late = (StatusCode::OK, "late".to_owned());
+        assert_eq!(tokio::join!(first, second, third), (late.clone(), late.clone(), ()));
+        assert_eq!(world.quota.held().requests, 0);
+        assert_eq!(world.get(VIP, "web", "/").await, late);
     });
 }
 

@@ -39,6 +39,7 @@ use crate::balance::fixture::pod;
 use crate::balance::{Draws, Live, LiveHandle};
 use crate::model::{Endpoint, Snapshot, Workload};
 use crate::telemetry::Metrics;
+use crate::tunnel::Quota;
 
 type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 type Handler = Rc<dyn Fn(Request<Incoming>) -> LocalBoxFuture<'static, Response<Body>>>;
@@ -132,6 +133,7 @@ struct World {
     engine: Engine<Net>,
     registry: Registry,
     client: Arc<Workload>,
+    quota: Arc<Quota>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
 }
@@ -154,7 +156,8 @@ impl World {
         let draws = Draws::seeded(11);
         let engine = Engine::new(live.clone(), telemetry, net.clone(), draws, tasks.clone());
         let shutdown = CancellationToken::new();
-        Self { net, live, engine, registry, client: client(), shutdown, tasks }
+        let quota = Quota::unlimited();
+        Self { net, live, engine, registry, client: client(), quota, shutdown, tasks }
     }
 
     fn listen(&self, address: &str, server: Server) {
@@ -189,6 +192,7 @@ impl World {
             source: source.clone(),
             peer: "10.0.0.9:40000".parse().unwrap(),
             destination: dialled.parse().unwrap(),
+            quota: self.quota.clone(),
         };
         let (engine, shutdown) = (self.engine.clone(), self.shutdown.clone());
         self.tasks.spawn_local(async move {

@@ -175,9 +175,9 @@ async fn a_slow_reader_stops_the_far_writer() {
         .await;
         let mut stream = mesh.connect(&mesh.ca.client(&id("client"))).await.unwrap();
         let bound = STREAM_WINDOW as usize + SEND_BUFFER;
-        eventually("the writer's stop", || written.get() == bound).await;
+        eventually("the writer fills its buffer", || written.get() >= SEND_BUFFER).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
-        assert_eq!(written.get(), bound);
+        assert!(written.get() <= bound, "{} bytes", written.get());
         let mut got = Vec::new();
         stream.read_to_end(&mut got).await.unwrap();
         assert!(got == pattern(1, 8 << 20));
@@ -352,7 +352,7 @@ async fn a_lost_connection_resets_its_streams_and_is_replaced() {
             let copy = tokio::io::copy_bidirectional(&mut near, &mut far);
             cut_by_relay.run_until_cancelled(copy).await;
         });
-        let first = async || TcpStream::connect(relay_address).await;
+        let first = async || dial_to(relay_address).await;
         let stream = mesh.pool.connect(&mesh.key(), &mesh.head(), &tls, first).await;
         let mut stream = stream.unwrap();
         stream.write_all(b"ping").await.unwrap();
@@ -453,7 +453,7 @@ async fn a_dead_peer_is_noticed() {
             frozen.run_until_cancelled(copy).await;
             std::future::pending::<()>().await;
         });
-        let dial = async || TcpStream::connect(relay_address).await;
+        let dial = async || dial_to(relay_address).await;
         let stream = mesh.pool.connect(&mesh.key(), &mesh.head(), &tls, dial).await;
         let mut stream = stream.unwrap();
         freeze.cancel();

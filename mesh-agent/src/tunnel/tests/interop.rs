@@ -69,7 +69,7 @@ async fn our_client_to_h2_server() {
         let connect = async |port: u16| {
             let authority = format!("10.0.0.1:{port}");
             let head = ConnectHead { authority, ..Default::default() };
-            pool.connect(&key, &head, &tls, async || TcpStream::connect(address).await).await
+            pool.connect(&key, &head, &tls, async || dial_to(address).await).await
         };
         let connect = &connect;
         let transfers = (0..20).map(|n| async move {

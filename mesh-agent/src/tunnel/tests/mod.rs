@@ -125,7 +125,7 @@ impl Mesh {
         let listener = TcpListener::bind((LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (tls, end) = (ca.server(&id("server")), shutdown.clone());
-        let quota = super::Quota::new(1);
+        let quota = super::Quota::unlimited();
         let served = Rc::new(RefCell::new(Vec::new()));
         let (results, tasks, handler) = (Rc::clone(&served), tracker.clone(), Rc::new(handler));
         tracker.spawn_local(async move {
@@ -136,7 +136,7 @@ impl Mesh {
                     address: LOCALHOST,
                     peer_identity,
                     shutdown: end.clone(),
-                    handshake: quota.handshake("test").unwrap(),
+                    handshake: quota.handshake().unwrap(),
                 };
                 let handler = Rc::clone(&handler);
                 let (streams, results) = (tasks.clone(), Rc::clone(&results));
@@ -171,17 +171,23 @@ impl Mesh {
     }
 
     /// What `connect` needs to dial, counted.
-    fn dial(&self) -> impl AsyncFn() -> io::Result<TcpStream> + use<> {
+    fn dial(&self) -> impl AsyncFn() -> io::Result<super::Dialled> + use<> {
         let (address, dials) = (self.address, Rc::clone(&self.dials));
         async move || {
             dials.set(dials.get() + 1);
-            TcpStream::connect(address).await
+            dial_to(address).await
         }
     }
 
     async fn connect(&self, tls: &ClientTls) -> Result<TunnelStream, TunnelError> {
         self.pool.connect(&self.key(), &self.head(), tls, self.dial()).await
     }
+}
+
+/// A socket to `address`, which counts for nobody.
+async fn dial_to(address: SocketAddr) -> io::Result<super::Dialled> {
+    let permit = super::Quota::unlimited().end().unwrap();
+    Ok((TcpStream::connect(address).await?, permit))
 }
 
 /// Waits until `condition` holds, which it must within a second or two.

@@ -6,8 +6,8 @@
 use std::task::Poll;
 use std::time::Duration;
 
-use super::limits::{MAX_CONTROL, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW};
-use super::{Batch, ConnectHead, Event, Role, StreamId, Wire};
+use super::limits::{GROWN_WINDOW, MAX_CONTROL, MAX_STREAMS, SEND_BUFFER};
+use super::{Batch, ConnectHead, Event, Quota, Role, StreamId, Wire};
 
 /// Feeds `data` to one end.
 ///
@@ -17,7 +17,7 @@ pub fn run(data: &[u8]) {
     let Some((choice, mut input)) = data.split_first() else { return };
     let role = if choice & 1 == 0 { Role::Server } else { Role::Client };
     let cut = usize::from(choice >> 1) + 1;
-    let mut wire = Wire::new(role);
+    let mut wire = Wire::new(role, Quota::unlimited());
     let mut ids = Vec::new();
     let mut batch = Batch::default();
     let head = ConnectHead { authority: "10.0.0.1:80".into(), ..Default::default() };
@@ -35,7 +35,7 @@ pub fn run(data: &[u8]) {
         assert!(wire.control.len() <= 2 * MAX_CONTROL + 64 * cut);
         assert!(wire.open <= MAX_STREAMS);
         for stream in wire.streams.values() {
-            assert!(stream.recv.len() <= STREAM_WINDOW as usize);
+            assert!(stream.recv.len() <= GROWN_WINDOW as usize);
             assert!(stream.send.len() <= SEND_BUFFER);
         }
         if wire.is_congested() || failed {

@@ -80,7 +80,8 @@ impl Form {
             || name
                 .iter()
                 .any(|octet| octet.is_ascii_uppercase() || *octet <= b' ' || *octet > 126)
-            || CONNECTION_FIELDS.contains(&name);
+            || CONNECTION_FIELDS.contains(&name)
+            || (name == b"te" && value != b"trailers");
         let value_is_bad = value.iter().any(|octet| matches!(octet, 0 | b'\r' | b'\n'));
         self.malformed |=
             name_is_bad || value_is_bad || (pseudo && self.regular) || self.size > MAX_HEADER_LIST;
@@ -96,6 +97,9 @@ pub(super) struct Request {
     connect: Option<bool>,
     authority: Option<String>,
     protocol: Option<bool>,
+    /// There is one that is not empty.
+    scheme: Option<bool>,
+    path: Option<bool>,
     baggage: Option<String>,
     traceparent: Option<String>,
 }
@@ -113,7 +117,8 @@ impl Request {
                 once(&mut self.authority, text, &mut self.form);
             }
             (true, b":protocol") => once(&mut self.protocol, value == b"bytes", &mut self.form),
-            (true, b":scheme" | b":path") => {}
+            (true, b":scheme") => once(&mut self.scheme, !value.is_empty(), &mut self.form),
+            (true, b":path") => once(&mut self.path, !value.is_empty(), &mut self.form),
             (true, _) => self.form.malformed = true,
             (false, b"baggage") => join(&mut self.baggage, value),
             (false, b"traceparent") => self.traceparent = text(value, MAX_CONTEXT),
@@ -125,8 +130,10 @@ impl Request {
         if self.form.malformed {
             return Err(Refusal::Malformed);
         }
+        let target = self.scheme == Some(true) && self.path == Some(true);
         match (self.connect, self.authority, self.protocol) {
             (None, _, _) | (Some(true), None, _) => Err(Refusal::Malformed),
+            (Some(false), _, _) if !target => Err(Refusal::Malformed),
             (Some(false), _, _) => Err(Refusal::Status(405)),
             (_, _, Some(false)) => Err(Refusal::Status(501)),
             (_, Some(authority), _) if authority.is_empty() => Err(Refusal::Status(400)),
@@ -234,7 +241,10 @@ mod tests {
         assert_eq!(with(("x", "a\r\nb")), Err(Refusal::Malformed));
         let late = [("x", "y"), PLAIN[0], PLAIN[1]];
         assert_eq!(request(&late), Err(Refusal::Malformed), "pseudo after regular");
-        assert_eq!(request(&[(":method", "GET")]), Err(Refusal::Status(405)));
+        let get = [(":method", "GET"), (":scheme", "http"), (":path", "/")];
+        assert_eq!(request(&get), Err(Refusal::Status(405)));
+        assert_eq!(request(&get[..2]), Err(Refusal::Malformed));
+        assert_eq!(request(&[get[0], get[1], (":path", "")]), Err(Refusal::Malformed));
         let long = "1".repeat(MAX_AUTHORITY + 1);
         assert_eq!(request(&[PLAIN[0], (":authority", &long)]), Err(Refusal::Status(400)));
     }

@@ -65,7 +65,9 @@ impl Wire {
             self.on_end_stream(id);
             return Ok(());
         }
-        self.reset_stream(id, Reason::PROTOCOL_ERROR)
+        let ended = self.streams.get(&id).is_some_and(|stream| stream.recv_done);
+        let reason = if ended { Reason::STREAM_CLOSED } else { Reason::PROTOCOL_ERROR };
+        self.reset_stream(id, reason)
     }
 
     fn on_request(&mut self, id: u32, end_stream: bool, block: &[u8]) -> Handled {

@@ -10,10 +10,14 @@ pub const MAX_STREAMS: u32 = 256;
 /// Streams that we open before the peer's SETTINGS have said how many it takes.
 pub(super) const STREAMS_BEFORE_SETTINGS: u32 = 100;
 
-/// Octets of one stream that the peer may send before the reader here has read them. So a
-/// connection buffers at most `MAX_STREAMS * STREAM_WINDOW`, and a peer that sends more ends the
-/// stream with `FLOW_CONTROL_ERROR`.
-pub const STREAM_WINDOW: u32 = 256 * 1024;
+/// Octets of one stream that the peer may send before the reader here has read anything. A peer
+/// that sends more ends the stream with `FLOW_CONTROL_ERROR`. Not less than the default: a client
+/// may send that much before it has seen our SETTINGS (RFC 9113 section 6.9.2).
+pub const STREAM_WINDOW: u32 = DEFAULT_WINDOW;
+
+/// The window of a stream whose reader reads, as long as its pod's memory has room; without, it
+/// stays at [`STREAM_WINDOW`] and is slower.
+pub const GROWN_WINDOW: u32 = 256 * 1024;
 
 /// The connection's window: as large as it can be, and given back on receipt, so that only a
 /// stream's own window ever holds a stream. A peer that overruns it loses the connection.
@@ -28,11 +32,17 @@ pub(super) const MAX_WINDOW: u32 = (1 << 31) - 1;
 /// What RFC 9113 section 6.9.2 lets either side send before any SETTINGS.
 pub(super) const DEFAULT_WINDOW: u32 = 65_535;
 
-/// Octets of one stream that wait here to be sent. At it, writing is pending.
+/// Octets of one stream that wait here to be sent. At it, writing is pending; a pending writer is
+/// woken when half of it has left: not for every frame.
 pub const SEND_BUFFER: usize = 128 * 1024;
 
-/// A pending writer is woken when this much or less waits: not for every frame that leaves.
-pub(super) const SEND_LOW_WATER: usize = SEND_BUFFER / 2;
+/// The same while the pod's memory has no room for more.
+pub const SMALL_SEND_BUFFER: usize = 16 * 1024;
+
+/// What a stream that moves octets sets aside of its pod's memory beyond the little that each may
+/// hold.
+pub(super) const GROWTH: usize =
+    (GROWN_WINDOW - STREAM_WINDOW) as usize + SEND_BUFFER - SMALL_SEND_BUFFER;
 
 /// The longest frame that a peer may send: HTTP/2's default; longer is `FRAME_SIZE_ERROR`.
 pub(super) const MAX_FRAME: u32 = 16_384;

@@ -8,8 +8,8 @@
 //! - The connection's window is given back on receipt, so only a stream's own window can hold a
 //!   stream: a reader that does not read never stops its neighbours.
 //! - What is held is bounded whatever a peer sends: at most [`limits::MAX_STREAMS`] streams of
-//!   [`limits::STREAM_WINDOW`] received octets, and [`limits::MAX_CONTROL`] of replies as long as
-//!   the caller stops feeding it above that.
+//!   [`limits::STREAM_WINDOW`] received octets (more only out of the pod's memory), and
+//!   [`limits::MAX_CONTROL`] of replies as long as the caller stops feeding it above that.
 //! - However the input is cut, the result is the same.
 //!
 //! A caller feeds [`Wire::receive`], then takes every [`Wire::next_event`], then lets
@@ -38,6 +38,7 @@ mod testing;
 mod tests;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
@@ -55,6 +56,8 @@ use limits::{
 };
 use receive::Parser;
 use stream::Stream;
+
+use super::quota::Quota;
 
 /// A stream's number on its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -141,6 +144,7 @@ enum Drain {
 /// One connection's state.
 pub struct Wire {
     role: Role,
+    quota: Arc<Quota>,
     now: Duration,
     parser: Parser,
     decoder: hpack::Decoder,
@@ -182,11 +186,13 @@ impl StreamId {
 // === impl Wire ===
 
 impl Wire {
-    /// A connection before its first octet; our preface and SETTINGS are in the output.
+    /// A connection before its first octet; our preface and SETTINGS are in the output. Its
+    /// streams draw on the memory of `quota`'s pod.
     #[must_use]
-    pub fn new(role: Role) -> Self {
+    pub fn new(role: Role, quota: Arc<Quota>) -> Self {
         let mut wire = Self {
             role,
+            quota,
             now: Duration::ZERO,
             parser: Parser::new(role),
             decoder: hpack::Decoder::new(),
@@ -234,6 +240,12 @@ impl Wire {
         let list = u32::try_from(MAX_HEADER_LIST).unwrap_or(u32::MAX);
         frame::put_setting(&mut settings, setting::MAX_HEADER_LIST_SIZE, list);
         frame::put(&mut self.control, Kind::Settings, 0, 0, &settings);
+    }
+
+    /// Whose memory it draws on.
+    #[must_use]
+    pub fn quota(&self) -> &Arc<Quota> {
+        &self.quota
     }
 
     /// The next thing that happened, in order.

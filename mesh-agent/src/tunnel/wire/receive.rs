@@ -251,6 +251,9 @@ impl Wire {
             Kind::Priority if body.len() != 5 => {
                 fail(Reason::FRAME_SIZE_ERROR, "PRIORITY of a wrong length")
             }
+            Kind::Priority if head.stream == 0 => {
+                fail(Reason::PROTOCOL_ERROR, "PRIORITY on the connection")
+            }
             Kind::Priority | Kind::Unknown => self.spend_idle("too many frames to be ignored"),
             // DATA never comes here: it is handled as it arrives.
             Kind::Data => Ok(()),

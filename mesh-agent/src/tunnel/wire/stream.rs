@@ -1,15 +1,22 @@
 //! The state of one stream: two queues, two windows, and how far either direction has come.
 //!
-//! Invariant: `recv` never holds more than `STREAM_WINDOW`, `send` never more than `SEND_BUFFER`.
+//! Invariant: `recv` never holds more than `STREAM_WINDOW` and `send` never more than
+//! `SMALL_SEND_BUFFER`, unless the stream has set more aside of its pod's memory: then
+//! `GROWN_WINDOW` and `SEND_BUFFER`.
+
+use std::sync::Arc;
 
 use super::chunks::Chunks;
 use super::frame::Reason;
-use super::limits::STREAM_WINDOW;
+use super::limits::{GROWN_WINDOW, GROWTH, SEND_BUFFER, SMALL_SEND_BUFFER, STREAM_WINDOW};
+use crate::tunnel::quota::{Permit, Quota};
 
 /// One stream, from its HEADERS until both directions ended and the reader let go of it.
 pub(super) struct Stream {
     /// Received and not yet read.
     pub(super) recv: Chunks,
+    /// What the peer may send ahead of the reader.
+    window: u32,
     /// What the peer may still send.
     pub(super) recv_window: u32,
     /// Read, and not yet given back to the peer.
@@ -40,12 +47,16 @@ pub(super) struct Stream {
     pub(super) told_readable: bool,
     /// A writer found the buffer full.
     pub(super) write_blocked: bool,
+    /// What it has set aside of its pod's memory, until it is forgotten: a window that was given
+    /// cannot be taken back (RFC 9113 section 6.9.2).
+    room: Option<Permit>,
 }
 
 impl Stream {
     pub(super) fn new(send_window: u32) -> Self {
         Self {
             recv: Chunks::default(),
+            window: STREAM_WINDOW,
             recv_window: STREAM_WINDOW,
             recv_credit: 0,
             recv_done: false,
@@ -61,7 +72,37 @@ impl Stream {
             credit_queued: false,
             told_readable: false,
             write_blocked: false,
+            room: None,
         }
+    }
+
+    /// Sets memory aside for more than the little that each stream may hold, if there is some.
+    pub(super) fn grow(&mut self, quota: &Arc<Quota>) {
+        if self.room.is_none() {
+            self.room = quota.room(GROWTH);
+        }
+    }
+
+    /// Octets of its window were used up and are free again: true if they are due to be given
+    /// back. The reader of so many is worth a larger window.
+    pub(super) fn credit(&mut self, octets: u32, quota: &Arc<Quota>) -> bool {
+        self.recv_credit += octets;
+        if self.recv_credit < self.window / 2 || self.recv_done || self.reset.is_some() {
+            return false;
+        }
+        if self.attached && self.window < GROWN_WINDOW {
+            self.grow(quota);
+            if self.room.is_some() {
+                self.recv_credit += GROWN_WINDOW - self.window;
+                self.window = GROWN_WINDOW;
+            }
+        }
+        !std::mem::replace(&mut self.credit_queued, true)
+    }
+
+    /// What may wait to be sent.
+    pub(super) fn send_buffer(&self) -> usize {
+        if self.room.is_some() { SEND_BUFFER } else { SMALL_SEND_BUFFER }
     }
 
     /// Both directions have ended.

@@ -5,8 +5,8 @@ use std::task::Poll;
 use bytes::Bytes;
 
 use super::frame::{Kind, Reason, put};
-use super::limits::{SEND_BUFFER, STREAM_WINDOW};
 use super::receive::Handled;
+use super::stream::Stream;
 use super::{Event, StreamId, Wire};
 
 impl Wire {
@@ -37,7 +37,7 @@ impl Wire {
     fn read_with<T: Default>(
         &mut self,
         id: StreamId,
-        take: impl FnOnce(&mut super::stream::Stream) -> (T, usize),
+        take: impl FnOnce(&mut Stream) -> (T, usize),
     ) -> Poll<Result<T, Reason>> {
         let Some(stream) = self.streams.get_mut(&id.0) else {
             return Poll::Ready(Err(Reason::STREAM_CLOSED));
@@ -61,7 +61,7 @@ impl Wire {
     /// # Errors
     /// The stream was reset, or [`Wire::finish`] was called (`STREAM_CLOSED`).
     pub fn write(&mut self, id: StreamId, octets: &[u8]) -> Poll<Result<usize, Reason>> {
-        let room = match self.room(id) {
+        let room = match self.room(id, octets.len()) {
             Poll::Ready(Ok(room)) => room,
             other => return other,
         };
@@ -78,7 +78,7 @@ impl Wire {
     /// # Errors
     /// As [`Wire::write`].
     pub fn write_bytes(&mut self, id: StreamId, octets: &mut Bytes) -> Poll<Result<usize, Reason>> {
-        let room = match self.room(id) {
+        let room = match self.room(id, octets.len()) {
             Poll::Ready(Ok(room)) => room,
             other => return other,
         };
@@ -91,7 +91,8 @@ impl Wire {
         Poll::Ready(Ok(len))
     }
 
-    fn room(&mut self, id: StreamId) -> Poll<Result<usize, Reason>> {
+    /// Room for some of `wanted` octets.
+    fn room(&mut self, id: StreamId, wanted: usize) -> Poll<Result<usize, Reason>> {
         let Some(stream) = self.streams.get_mut(&id.0) else {
             return Poll::Ready(Err(Reason::STREAM_CLOSED));
         };
@@ -101,7 +102,11 @@ impl Wire {
         if stream.finishing {
             return Poll::Ready(Err(Reason::STREAM_CLOSED));
         }
-        let room = SEND_BUFFER.saturating_sub(stream.send.len());
+        let room = |stream: &Stream| stream.send_buffer().saturating_sub(stream.send.len());
+        if room(stream) < wanted {
+            stream.grow(&self.quota);
+        }
+        let room = room(stream);
         stream.write_blocked = room == 0;
         if room == 0 { Poll::Pending } else { Poll::Ready(Ok(room)) }
     }
@@ -198,12 +203,7 @@ impl Wire {
     /// Octets of a stream's window were used up and are free again.
     pub(super) fn credit(&mut self, id: u32, octets: u32) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        stream.recv_credit += octets;
-        if stream.recv_credit >= STREAM_WINDOW / 2
-            && !stream.recv_done
-            && stream.reset.is_none()
-            && !std::mem::replace(&mut stream.credit_queued, true)
-        {
+        if stream.credit(octets, &self.quota) {
             self.credits.push_back(id);
         }
     }

@@ -4,7 +4,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use super::frame::{self, Kind};
-use super::{Batch, ConnectHead, Event, Failure, Role, StreamId, Wire};
+use super::{Batch, ConnectHead, Event, Failure, Quota, Role, StreamId, Wire};
 
 /// Octets from hexadecimal digits.
 pub(super) fn unhex(hex: &str) -> Vec<u8> {
@@ -98,8 +98,8 @@ pub(super) struct Pair {
 impl Pair {
     pub(super) fn new() -> Self {
         let mut pair = Self {
-            client: Wire::new(Role::Client),
-            server: Wire::new(Role::Server),
+            client: Wire::new(Role::Client, Quota::unlimited()),
+            server: Wire::new(Role::Server, Quota::unlimited()),
             now: Duration::ZERO,
         };
         pair.pump().unwrap();

@@ -4,7 +4,7 @@
 //! send has sent its first.
 
 use super::frame::{END_STREAM, HEAD_LEN, Head, Kind, put};
-use super::limits::{MAX_DATA, SEND_LOW_WATER};
+use super::limits::MAX_DATA;
 use super::stream::Stream;
 use super::{Batch, Event, StreamId, Wire};
 
@@ -46,7 +46,7 @@ impl Wire {
                 stream.queued = true;
                 self.ready.push_back(id);
             }
-            if stream.write_blocked && stream.send.len() <= SEND_LOW_WATER {
+            if stream.write_blocked && stream.send.len() <= stream.send_buffer() / 2 {
                 stream.write_blocked = false;
                 self.events.push_back(Event::Writable(StreamId(id)));
             }

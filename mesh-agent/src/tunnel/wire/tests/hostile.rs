@@ -1,18 +1,22 @@
 //! Peers that break the rules: each ends in the right code, and memory stays bounded.
 
+use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use super::super::control::put_goaway;
 use super::super::frame::{ACK, END_HEADERS, END_STREAM, Kind, PADDED, Reason};
 use super::super::limits::{
-    EARLY_RESETS, IDLE_FRAMES, MAX_BLOCK, MAX_CONTROL, MAX_STREAMS, MAX_WINDOW, STREAM_WINDOW,
+    EARLY_RESETS, GROWN_WINDOW, GROWTH, IDLE_FRAMES, MAX_BLOCK, MAX_CONTROL, MAX_STREAMS,
+    MAX_WINDOW, SEND_BUFFER, SMALL_SEND_BUFFER, STREAM_WINDOW,
 };
 use super::super::testing::{Pair, connect, events, frame, frames, output, preface, read_all};
-use super::super::{Event, Failure, Role, StreamId, Wire};
+use super::super::{Event, Failure, Quota, Role, StreamId, Wire};
+use crate::tunnel::{Budget, Usage};
 
 /// A server that has seen the preface.
 fn server() -> Wire {
-    let mut wire = Wire::new(Role::Server);
+    let mut wire = Wire::new(Role::Server, Quota::unlimited());
     wire.receive(&preface(), Duration::ZERO).unwrap();
     events(&mut wire);
     output(&mut wire);
@@ -99,6 +103,7 @@ fn connection_errors() {
             [connect(1), frame(Data, PADDED, 1, &[2, 0])].concat(),
             Reason::PROTOCOL_ERROR,
         ),
+        ("priority of nothing", frame(Priority, 0, 0, &[0; 5]), Reason::PROTOCOL_ERROR),
         (
             "padded data of nothing",
             [connect(1), frame(Data, PADDED, 1, &[])].concat(),
@@ -113,12 +118,12 @@ fn connection_errors() {
 
 #[test]
 fn the_preface_is_required() {
-    let mut wire = Wire::new(Role::Server);
+    let mut wire = Wire::new(Role::Server, Quota::unlimited());
     ends_with(&mut wire, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", Reason::PROTOCOL_ERROR);
-    let mut wire = Wire::new(Role::Server);
+    let mut wire = Wire::new(Role::Server, Quota::unlimited());
     let input = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), connect(1)].concat();
     ends_with(&mut wire, &input, Reason::PROTOCOL_ERROR);
-    let mut wire = Wire::new(Role::Client);
+    let mut wire = Wire::new(Role::Client, Quota::unlimited());
     output(&mut wire);
     ends_with(&mut wire, b"HTTP/1.1 400 Bad Request\r\n\r\n", Reason::FRAME_SIZE_ERROR);
 }
@@ -139,19 +144,78 @@ fn stream_errors() {
     resets(&mut server(), &after_end.concat(), 1, Reason::STREAM_CLOSED);
     let trailers = [connect(1), frame(Kind::Headers, END_HEADERS, 1, &[])].concat();
     resets(&mut server(), &trailers, 1, Reason::PROTOCOL_ERROR);
+    let after_end = [
+        connect(1),
+        frame(Kind::Data, END_STREAM, 1, b"x"),
+        frame(Kind::Headers, END_HEADERS | END_STREAM, 1, &[]),
+    ];
+    resets(&mut server(), &after_end.concat(), 1, Reason::STREAM_CLOSED);
+    // What a request other than CONNECT needs: :path, :scheme, each once, and no TE but "trailers".
+    let te = [&[0x82, 0x84, 0x86, 0, 2][..], b"te", &[4], b"gzip"].concat();
+    let odd: [&[u8]; 4] = [&[0x82, 0x86], &[0x82, 0x84], &[0x82, 0x84, 0x84, 0x86], &te];
+    for block in odd {
+        let odd = frame(Kind::Headers, END_HEADERS, 1, block);
+        resets(&mut server(), &odd, 1, Reason::PROTOCOL_ERROR);
+    }
 }
 
 #[test]
 fn a_stream_window_overrun_ends_the_stream_and_frees_its_memory() {
     let mut wire = server();
     let mut input = connect(1);
-    for _ in 0..STREAM_WINDOW / 16_384 {
-        input.extend(frame(Kind::Data, 0, 1, &[0; 16_384]));
+    for _ in 0..5 {
+        input.extend(frame(Kind::Data, 0, 1, &[0; STREAM_WINDOW as usize / 5]));
     }
     feed(&mut wire, &input).unwrap();
     assert_eq!(wire.streams[&1].recv.len(), STREAM_WINDOW as usize);
     resets(&mut wire, &frame(Kind::Data, 0, 1, b"x"), 1, Reason::FLOW_CONTROL_ERROR);
     assert_eq!(wire.streams[&1].recv.len(), 0);
+}
+
+/// A server whose pod has `memory` octets to draw on (half of what its node has).
+fn server_of(memory: usize) -> (Arc<Quota>, Wire) {
+    let quota =
+        Quota::new("p".into(), Budget::new(Usage { memory: 2 * memory, ..Usage::default() }), 100);
+    let mut wire = Wire::new(Role::Server, Arc::clone(&quota));
+    output(&mut wire);
+    feed(&mut wire, &preface()).unwrap();
+    events(&mut wire);
+    output(&mut wire);
+    (quota, wire)
+}
+
+/// What the stream's reader gives back to a peer that has filled its window, over and above it.
+fn grown_by(wire: &mut Wire, stream: u32) -> u32 {
+    feed(wire, &connect(stream)).unwrap();
+    let fifth = frame(Kind::Data, 0, stream, &[0; STREAM_WINDOW as usize / 5]);
+    feed(wire, &fifth.repeat(5)).unwrap();
+    assert_eq!(read_all(wire, StreamId(stream)).0.len(), STREAM_WINDOW as usize);
+    let updates = frames(&output(wire))
+        .into_iter()
+        .filter(|(kind, _, id, _)| (*kind, *id) == (Kind::WindowUpdate, stream));
+    let given: u32 = updates.map(|(.., word)| u32::from_be_bytes(word.try_into().unwrap())).sum();
+    given - STREAM_WINDOW
+}
+
+#[test]
+fn windows_grow_out_of_the_pods_memory_and_only_while_there_is_some() {
+    let (quota, mut wire) = server_of(GROWTH);
+    assert_eq!(grown_by(&mut wire, 1), GROWN_WINDOW - STREAM_WINDOW);
+    assert_eq!(quota.held().memory, GROWTH);
+    assert_eq!(grown_by(&mut wire, 3), 0, "there is none left");
+    let write = |wire: &mut Wire, id| wire.write(StreamId(id), &[0; 2 * SEND_BUFFER]);
+    assert_eq!(write(&mut wire, 3), Poll::Ready(Ok(SMALL_SEND_BUFFER)));
+    assert_eq!(write(&mut wire, 3), Poll::Pending);
+    assert_eq!(write(&mut wire, 1), Poll::Ready(Ok(SEND_BUFFER)));
+    wire.release(StreamId(1));
+    assert_eq!(quota.held().memory, 0);
+    assert_eq!(write(&mut wire, 3), Poll::Ready(Ok(SEND_BUFFER - SMALL_SEND_BUFFER)), "its turn");
+    // A reader that is content with little leaves the memory to others.
+    let (quota, mut wire) = server_of(GROWTH);
+    feed(&mut wire, &[connect(1), frame(Kind::Data, 0, 1, b"question")].concat()).unwrap();
+    assert_eq!(read_all(&mut wire, StreamId(1)).0, b"question");
+    assert_eq!(wire.write(StreamId(1), b"answer"), Poll::Ready(Ok(6)));
+    assert_eq!(quota.held().memory, 0);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use tokio::task::{JoinSet, LocalSet};
 use super::super::frame::Reason;
 use super::super::limits::SEND_BUFFER;
 use super::super::testing::{head, output, pattern};
-use super::super::{Event, Role, StreamId, Wire};
+use super::super::{Event, Quota, Role, StreamId, Wire};
 
 /// Larger than all that is under way in a test: the loops below write without reading.
 const DUPLEX: usize = 256 << 20;
@@ -149,7 +149,7 @@ async fn h2_client_to_our_server() {
     let run = async {
         let (near, far) = tokio::io::duplex(DUPLEX);
         let mut seen = Vec::new();
-        let server = drive(Wire::new(Role::Server), far, echo_app(&mut seen));
+        let server = drive(Wire::new(Role::Server, Quota::unlimited()), far, echo_app(&mut seen));
         let client = async {
             let mut tasks = JoinSet::new();
             let client = h2_client(near, &mut tasks).await;
@@ -175,7 +175,7 @@ async fn resets_between_h2_client_and_our_server() {
     let run = async {
         let (near, far) = tokio::io::duplex(DUPLEX);
         let mut seen = Vec::new();
-        let server = drive(Wire::new(Role::Server), far, echo_app(&mut seen));
+        let server = drive(Wire::new(Role::Server, Quota::unlimited()), far, echo_app(&mut seen));
         let client = async {
             let mut tasks = JoinSet::new();
             let client = h2_client(near, &mut tasks).await;
@@ -198,7 +198,7 @@ async fn sixty_stalled_streams_of_an_h2_client_hold_nobody() {
     let run = async {
         let (near, far) = tokio::io::duplex(DUPLEX);
         let mut seen = Vec::new();
-        let server = drive(Wire::new(Role::Server), far, echo_app(&mut seen));
+        let server = drive(Wire::new(Role::Server, Quota::unlimited()), far, echo_app(&mut seen));
         let client = async {
             let mut tasks = JoinSet::new();
             let client = h2_client(near, &mut tasks).await;
@@ -283,7 +283,7 @@ async fn our_client_to_h2_server() {
     let run = async {
         let (near, far) = tokio::io::duplex(DUPLEX);
         let mut transfers: HashMap<StreamId, Transfer> = HashMap::new();
-        let client = drive(Wire::new(Role::Client), near, |wire, event| {
+        let client = drive(Wire::new(Role::Client, Quota::unlimited()), near, |wire, event| {
             match event {
                 None => {
                     for n in 0..50 {

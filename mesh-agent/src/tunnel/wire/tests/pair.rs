@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::super::frame::{Kind, Reason};
 use super::super::limits::{MAX_DATA, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW};
 use super::super::testing::{Pair, events, frames, head, output, pattern, read_all};
-use super::super::{Event, OpenError, Role, StreamId, Wire};
+use super::super::{Event, OpenError, Quota, Role, StreamId, Wire};
 
 const WINDOW: usize = STREAM_WINDOW as usize;
 
@@ -89,7 +89,7 @@ fn letting_go_of_an_unfinished_stream_resets_it() {
 fn what_was_finished_is_delivered_after_letting_go() {
     let mut pair = Pair::new();
     let id = pair.open();
-    let sent = pattern(2, SEND_BUFFER);
+    let sent = pattern(2, 60_000);
     assert_eq!(write(&mut pair.server, id, &sent), sent.len());
     pair.server.finish(id);
     pair.server.release(id);
@@ -153,6 +153,9 @@ fn a_full_buffer_wakes_its_writer_once_there_is_room() {
     assert_eq!(pair.client.write(id, b"x"), Poll::Pending);
     assert!(events(&mut pair.client).is_empty());
     pair.pump().unwrap();
+    assert!(events(&mut pair.client).is_empty(), "the window is full, more than half waits");
+    assert_eq!(read_all(&mut pair.server, id).0.len(), WINDOW);
+    pair.pump().unwrap();
     assert_eq!(events(&mut pair.client), [Event::Writable(id)]);
 }
 
@@ -182,7 +185,7 @@ fn the_peers_limit_of_streams_is_kept() {
     pair.client.reset(ids[7], Reason::CANCEL);
     pair.client.release(ids[7]);
     assert!(pair.client.can_open().is_ok());
-    let mut fresh = Wire::new(Role::Client);
+    let mut fresh = Wire::new(Role::Client, Quota::unlimited());
     for _ in 0..100 {
         fresh.open(&head()).unwrap();
     }
@@ -245,7 +248,7 @@ struct Seen {
 }
 
 fn observe(input: &[u8], cuts: &[usize]) -> Seen {
-    let mut wire = Wire::new(Role::Server);
+    let mut wire = Wire::new(Role::Server, Quota::unlimited());
     let mut seen = Seen::default();
     let mut ids = Vec::new();
     let mut rest = input;
@@ -274,7 +277,7 @@ fn observe(input: &[u8], cuts: &[usize]) -> Seen {
 
 /// A client's side of a conversation, with some of everything in it.
 fn conversation(actions: &[(u8, usize)]) -> Vec<u8> {
-    let mut client = Wire::new(Role::Client);
+    let mut client = Wire::new(Role::Client, Quota::unlimited());
     let mut octets = output(&mut client);
     octets.extend(super::super::testing::frame(Kind::Settings, 1, 0, &[]));
     let settings = super::super::testing::frame(Kind::Settings, 0, 0, &[0, 4, 0, 1, 0, 0]);
