@@ -192,10 +192,14 @@ impl Upstream {
         if ports::is_mesh(target.port()) {
             return Err(OpenError::OwnPort(target));
         }
-        let limit = || OpenError::Limit(source.name.clone());
-        let permit = source.quota.end().ok_or_else(limit)?;
+        let way = self.way(target, destination);
+        let permit = match way {
+            Way::Tunnel(_) => source.quota.stream(),
+            Way::SameNode(_) | Way::Plaintext => source.quota.socket(),
+        };
+        let permit = permit.ok_or_else(|| OpenError::Limit(source.name.clone()))?;
         let opened = tokio::time::timeout(timeout, async {
-            match self.way(target, destination) {
+            match way {
                 Way::SameNode(pod) => self.open_same_node(source, &pod, target, timeout).await,
                 Way::Tunnel(workload) => self.open_tunnel(source, target, workload, timeout).await,
                 Way::Plaintext => self.open_plaintext(source, target, timeout).await,
@@ -272,7 +276,7 @@ impl Upstream {
             traceparent: Some(traceparent(&self.draws)),
         };
         let dial = async || {
-            let permit = source.quota.end().ok_or(io::ErrorKind::QuotaExceeded)?;
+            let permit = source.quota.socket().ok_or(io::ErrorKind::QuotaExceeded)?;
             let socket = self.capture.dial_from_pod(&source.net, address, timeout).await?;
             Ok((socket, permit))
         };
