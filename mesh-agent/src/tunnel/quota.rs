@@ -289,9 +289,11 @@ impl Quota {
         }
     }
 
-    /// Room for one handshake more.
+    /// Room for one handshake more, of which anybody can begin many: only a quarter of the sockets
+    /// that the pod may still take, so that its own connections have theirs.
     pub fn handshake(self: &Arc<Self>) -> Option<Permit> {
-        if self.handshakes.take_one() {
+        let left = self.budget.sockets.left(self.sockets.load(Ordering::Relaxed));
+        if self.handshakes.held() * 4 < left && self.handshakes.take_one() {
             return Some(self.permit(What::Handshake));
         }
         self.refuse("handshakes")
@@ -456,6 +458,18 @@ mod tests {
         assert!(from(1).is_none());
         drop((first, second));
         assert_eq!((budget.held().sockets, quotas[0].sources().len()), (OWN, 0));
+    }
+
+    #[test]
+    fn handshakes_leave_sockets_to_the_pods_own_connections() {
+        let (_, quotas) = pods(1, 70);
+        let shake = || {
+            let socket = quotas[0].connection_from([10, 0, 0, 1].into())?;
+            Some((socket, quotas[0].handshake()?))
+        };
+        let flood: Vec<_> = std::iter::from_fn(shake).collect();
+        assert_eq!(flood.len(), 20, "of 46 sockets that it may have");
+        assert_eq!(greedy(&quotas[0]).len(), 26);
     }
 
     #[test]
