@@ -24,9 +24,6 @@ const OWN: usize = 8;
 /// How many times what it leaves free a pod may hold.
 const POD: usize = 2;
 
-/// How many times what a pod may still take one source may hold of it.
-const SOURCE: usize = 4;
-
 /// What the pods of a node share.
 #[derive(Debug)]
 pub struct Budget {
@@ -216,7 +213,7 @@ impl Quota {
     }
 
     /// Room for one connection more that `source` makes to the pod, and for its socket. A source
-    /// may hold four times what the pod may still take.
+    /// may hold as many as the pod may still take.
     pub fn connection_from(self: &Arc<Self>, source: IpAddr) -> Option<Permit> {
         if !self.admits(source) {
             return self.refuse("connections of one source");
@@ -265,7 +262,7 @@ impl Quota {
         let left = |pot: &Pot, own: &AtomicUsize| pot.left(own.load(Ordering::Relaxed));
         let sockets = left(&self.budget.sockets, &self.sockets);
         let streams = left(&self.budget.streams, &self.streams);
-        held < sockets.min(streams).saturating_mul(SOURCE)
+        held < sockets.min(streams)
     }
 
     fn of(&self, mut permit: Permit, source: IpAddr) -> Permit {
@@ -452,10 +449,10 @@ mod tests {
         let (budget, quotas) = pods(1, 130);
         let from = |last: u8| quotas[0].connection_from(IpAddr::from([10, 0, 0, last]));
         let first: Vec<_> = std::iter::from_fn(|| from(1)).collect();
-        assert_eq!(first.len(), 80, "the pod could have 86");
+        assert_eq!(first.len(), 65, "the pod could have 86");
         let second: Vec<_> = std::iter::from_fn(|| from(2)).collect();
-        assert!((3..=6).contains(&second.len()), "{}", second.len());
-        assert!(from(1).is_none());
+        assert_eq!(second.len(), 17, "a quarter of what was left to the pod");
+        assert!(from(1).is_none() && from(3).is_some());
         drop((first, second));
         assert_eq!((budget.held().sockets, quotas[0].sources().len()), (OWN, 0));
     }
