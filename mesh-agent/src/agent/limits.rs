@@ -16,15 +16,18 @@ use crate::tunnel::{Budget, Usage};
 /// Descriptors that are no pod's: maps and links, admin interface, configuration, the log.
 const RESERVE: u64 = 1024;
 
-/// Octets that one socket or stream costs beside what it sets aside: its task, a small window, a
-/// small buffer to send from, what a copy keeps. TLS state too, of which a tunnel has one.
-const END: u64 = 96 * 1024;
+/// Octets that one socket costs beside what it sets aside: its task, what a copy keeps, the state of
+/// TLS if it carries a tunnel.
+const SOCKET: u64 = 32 * 1024;
+
+/// Octets that one stream of a tunnel costs: its first window and what waits to be sent.
+const STREAM: u64 = 96 * 1024;
 
 /// Memory that there is at the least, so that the agent is of use at all.
 const LEAST_MEMORY: u64 = 48 << 20;
 
-/// Sockets and streams that there are at the least, as there are requests.
-const LEAST_ENDS: u64 = 64;
+/// Sockets that there are at the least.
+const LEAST_SOCKETS: u64 = 64;
 
 /// Raises the limit of open files as far as it goes, and returns it: the soft limit is what old
 /// programs with select(2) can bear.
@@ -50,10 +53,10 @@ pub(super) fn memory() -> anyhow::Result<u64> {
 /// buffers above the least.
 pub(super) fn budget(descriptors: u64, memory: u64) -> Arc<Budget> {
     let third = memory.max(LEAST_MEMORY) / 3;
-    let ends = descriptors.saturating_sub(RESERVE).min(third / END).max(LEAST_ENDS);
-    let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX >> 1);
-    let (ends, memory) = (size(ends), size(third));
-    Budget::new(Usage { ends, requests: memory / REQUEST_MEMORY, memory })
+    let sockets = (third / 2 / SOCKET).min(descriptors.saturating_sub(RESERVE)).max(LEAST_SOCKETS);
+    let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX >> 2);
+    let (sockets, streams, memory) = (size(sockets), size(third / 2 / STREAM), size(third));
+    Budget::new(Usage { sockets, streams, requests: memory / REQUEST_MEMORY, memory })
 }
 
 fn read(path: &str) -> anyhow::Result<String> {
@@ -91,15 +94,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn descriptors_or_memory_bound_the_ends() {
+    fn descriptors_or_memory_bound_the_sockets() {
         let most = |descriptors, memory| {
             let most = budget(descriptors, memory).most();
-            (most.ends, most.requests, most.memory)
+            (most.sockets, most.streams, most.requests, most.memory)
         };
         let gib = 1 << 30;
-        assert_eq!(most(20_000, 24 * gib), (18_976, 13_107, 8 << 30));
-        assert_eq!(most(1 << 30, 3 * gib), (10_922, 1_638, 1 << 30));
-        assert_eq!(most(0, 0), (64, 25, 16 << 20));
+        assert_eq!(most(20_000, 24 * gib), (18_976, 43_690, 13_107, 8 << 30));
+        assert_eq!(most(1 << 30, 3 * gib), (16_384, 5_461, 1_638, 1 << 30));
+        assert_eq!(most(0, 0), (64, 85, 25, 16 << 20));
     }
 
     #[test]

@@ -78,14 +78,14 @@ pub struct NodeOptions {
     #[arg(long, default_value_t = 262_144)]
     pub max_admitted_connections: u32,
     /// Connections that one pod may hold open through the agent, those it makes and those made to
-    /// it; a further one is reset. In any case a pod may hold no more sockets and streams than it
-    /// leaves free to the others.
+    /// it; a further one is reset. In any case a pod may hold no more sockets and streams than twice
+    /// what it leaves free to the others.
     #[arg(long)]
     pub max_connections_per_pod: Option<usize>,
-    /// Memory in MiB that connections of all pods may take: a third for sockets and streams (96 KiB
-    /// each), a third for HTTP requests (640 KiB each), a third for larger buffers. A pod may hold no
-    /// more of each than it leaves free to the others: at that its connections are reset, its
-    /// requests answered 503, its buffers small. Without it, three quarters of the machine's memory
+    /// Memory in MiB that connections of all pods may take: a sixth for sockets (32 KiB each), a
+    /// sixth for tunnel streams (96 KiB), a third for HTTP requests (640 KiB), a third for larger
+    /// buffers. A pod may hold no more of each than twice what it leaves free to the others: at that
+    /// its connections are reset, its requests answered 503, its buffers small. Without it, three quarters of the machine's memory
     /// or of the limit of a cgroup that the agent is in.
     #[arg(long)]
     pub max_memory_mib: Option<u64>,

@@ -136,8 +136,10 @@ fn captured(shared: &Shared, pin_dir: &str) -> api::Capture {
     counters.insert("refused_by_quota".to_owned(), refused as u64);
     let (held, most) = (shared.budget.held(), shared.budget.most());
     for (name, value) in [
-        ("sockets_and_streams", held.ends),
-        ("sockets_and_streams_limit", most.ends),
+        ("sockets", held.sockets),
+        ("sockets_limit", most.sockets),
+        ("streams", held.streams),
+        ("streams_limit", most.streams),
         ("requests", held.requests),
         ("requests_limit", most.requests),
         ("buffer_memory_set_aside", held.memory),

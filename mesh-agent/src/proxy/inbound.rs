@@ -44,7 +44,7 @@ pub(super) async fn serve_plaintext(worker: &Rc<Worker>, accepted: Accepted) {
             "connection closed due to policy rejection");
         return reset_tcp(client);
     }
-    let Some(_end) = pod.quota.end() else {
+    let Some(_end) = pod.quota.socket() else {
         record.flag(ResponseFlag::UpstreamOverflow);
         return reset_tcp(client);
     };
@@ -114,7 +114,7 @@ async fn serve_stream(worker: Rc<Worker>, pod: Arc<LocalPod>, client: IpAddr, in
         return incoming.refuse(REFUSED);
     }
     // The stream, and the socket to the application.
-    let (Some(_permit), Some(_end)) = (pod.quota.connection_from(client), pod.quota.end()) else {
+    let (Some(_permit), Some(_end)) = (pod.quota.stream_from(client), pod.quota.socket()) else {
         record.flag(ResponseFlag::UpstreamOverflow);
         return incoming.refuse(UNREACHABLE);
     };

@@ -211,9 +211,12 @@ impl Upstream {
         if ports::is_mesh(target.port()) {
             return Err(OpenError::OwnPort(target));
         }
-        let limit = || OpenError::Limit(source.name.clone());
-        let permit = source.quota.end().ok_or_else(limit)?;
         let way = self.way(target, destination);
+        let permit = match way {
+            Way::Tunnel(_) => source.quota.stream(),
+            Way::SameNode(_) | Way::Plaintext => source.quota.socket(),
+        };
+        let permit = permit.ok_or_else(|| OpenError::Limit(source.name.clone()))?;
         let is_plaintext = matches!(way, Way::Plaintext);
         let opened = tokio::time::timeout(timeout, async {
             match way {
@@ -309,7 +312,7 @@ impl Upstream {
             traceparent: Some(traceparent(&self.draws)),
         };
         let dial = async || {
-            let permit = source.quota.end().ok_or(io::ErrorKind::QuotaExceeded)?;
+            let permit = source.quota.socket().ok_or(io::ErrorKind::QuotaExceeded)?;
             let socket = self.capture.dial_from_pod(&source.net, address, timeout).await?;
             Ok((socket, permit))
         };

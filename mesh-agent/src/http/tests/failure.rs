@@ -245,7 +245,7 @@ fn a_post_on_a_stale_connection_is_not_repeated() {
 fn a_pod_at_its_limit_of_requests_is_told() {
     run(async {
         let mut world = mesh(&[A], None);
-        let budget = Budget::new(Usage { requests: 4, ..Usage::default() });
+        let budget = Budget::new(Usage { requests: 3, ..Usage::default() });
         world.quota = Quota::new("p".into(), budget, 100);
         let go = Rc::new(tokio::sync::Semaphore::new(0));
         let wait = go.clone();

@@ -186,7 +186,7 @@ impl Mesh {
 
 /// A socket to `address`, which counts for nobody.
 async fn dial_to(address: SocketAddr) -> io::Result<super::Dialled> {
-    let permit = super::Quota::unlimited().end().unwrap();
+    let permit = super::Quota::unlimited().socket().unwrap();
     Ok((TcpStream::connect(address).await?, permit))
 }
 

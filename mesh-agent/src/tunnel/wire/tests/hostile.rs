@@ -172,10 +172,13 @@ fn a_stream_window_overrun_ends_the_stream_and_frees_its_memory() {
     assert_eq!(wire.streams[&1].recv.len(), 0);
 }
 
-/// A server whose pod has `memory` octets to draw on (half of what its node has).
+/// A server whose pod has `memory` octets to draw on (two thirds of what its node has).
 fn server_of(memory: usize) -> (Arc<Quota>, Wire) {
-    let quota =
-        Quota::new("p".into(), Budget::new(Usage { memory: 2 * memory, ..Usage::default() }), 100);
+    let quota = Quota::new(
+        "p".into(),
+        Budget::new(Usage { memory: memory.div_ceil(2) * 3, ..Usage::default() }),
+        100,
+    );
     let mut wire = Wire::new(Role::Server, Arc::clone(&quota));
     output(&mut wire);
     feed(&mut wire, &preface()).unwrap();
