@@ -71,8 +71,8 @@ pub(super) struct Ground {
 }
 
 impl Ground {
-    /// Makes the lab, starts the pods, enrolls those in the mesh and starts the rivals.
-    pub(super) fn new(built: &Built, setting: Setting) -> anyhow::Result<Self> {
+    /// Makes the lab, starts the pods, enrolls those in the mesh and starts the rivals among `ways`.
+    pub(super) fn new(built: &Built, setting: Setting, ways: &[Way]) -> anyhow::Result<Self> {
         let lab = Lab::builder()
             .nodes(2)
             .workers(setting.workers)
@@ -99,7 +99,7 @@ impl Ground {
             near: &plain("near")?,
             pin: [ground.pin("node1"), ground.pin("node2")],
         };
-        ground.rivals = rivals::start(&places)?;
+        ground.rivals = rivals::start(&places, ways)?;
         Ok(ground)
     }
 
@@ -192,7 +192,8 @@ impl Ground {
         ["node1", "node2"].map(|node| self.lab.agent_memory_kib(node))
     }
 
-    fn proxies(&self, way: Way) -> anyhow::Result<Vec<u32>> {
+    /// Processes of what lies between client and server.
+    pub(super) fn proxies(&self, way: Way) -> anyhow::Result<Vec<u32>> {
         Ok(match way {
             Way::Direct => Vec::new(),
             Way::Mesh => {

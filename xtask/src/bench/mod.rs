@@ -7,6 +7,7 @@
 mod cpu;
 mod ground;
 mod idle;
+mod profile;
 mod report;
 mod rivals;
 mod scenario;
@@ -48,6 +49,10 @@ pub struct BenchArgs {
     /// Data threads of each agent, on any core; without it one, and one core for each node
     #[arg(long)]
     workers: Option<usize>,
+    /// Show where the agents' time goes in one scenario: a flame graph below `target/bench`, and a
+    /// table
+    #[arg(long, value_name = "SCENARIO", conflicts_with_all = ["smoke", "scenario", "json", "markdown"])]
+    profile: Option<String>,
     /// Write all figures as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -69,15 +74,20 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         let known = SCENARIOS.iter().any(|scenario| scenario.name == name);
         ensure!(known || name == "idle", "no scenario {name}: see --list");
     }
-    run_setup(&SetupArgs::default())?;
-    if args.smoke {
-        return smoke();
-    }
-    let built = build::with(BuildArgs { release: true })?;
     let setting = match args.workers {
         None => Setting { workers: 1, pinned: true },
         Some(workers) => Setting { workers, pinned: false },
     };
+    if let Some(name) = &args.profile {
+        let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name);
+        let scenario = scenario.with_context(|| format!("no scenario {name}: see --list"))?;
+        return profile::run(scenario, setting, args.seconds);
+    }
+    run_setup(&SetupArgs::default())?;
+    if args.smoke {
+        return smoke();
+    }
+    let built = build::with(BuildArgs { release: true, ..BuildArgs::default() })?;
     let extent = Extent { rounds: args.rounds, seconds: args.seconds, tiny: false };
     let report = measure(&built, setting, extent, &args.scenario)?;
     if let Some(file) = &args.json {
@@ -110,10 +120,13 @@ fn measure(
     only: &[String],
 ) -> anyhow::Result<Report> {
     let wanted = |name: &str| only.is_empty() || only.iter().any(|one| one == name);
-    let ground = Ground::new(built, setting)?;
+    let scenarios: Vec<&Scenario> =
+        SCENARIOS.iter().filter(|scenario| wanted(scenario.name)).collect();
+    let ways = scenarios.iter().flat_map(|scenario| scenario.ways);
+    let ground = Ground::new(built, setting, &ways.copied().collect::<Vec<_>>())?;
     let mut report = Report { machine: machine(setting)?, scenarios: Vec::new(), idle: None };
     report.machine.iter().for_each(|line| say(line));
-    for scenario in SCENARIOS.iter().filter(|scenario| wanted(scenario.name)) {
+    for scenario in scenarios {
         let measured = rounds(scenario, &ground, extent)?;
         say(&measured.table());
         report.scenarios.push(measured);

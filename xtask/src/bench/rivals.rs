@@ -1,5 +1,5 @@
 //! Other people's proxies in the pods outside the mesh: started with the configurations of
-//! `bench/peers`, one worker each, all of them for the whole run.
+//! `bench/peers`, one worker each, all that a run has to do with for the whole of it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::cpu;
+use super::ground::Way;
 use crate::lab::{Lab, Pod, wait_for};
 use crate::peers::{cache, envoy};
 use crate::tool::{installed, output};
@@ -114,14 +115,18 @@ pub(super) struct Places<'a> {
     pub(super) pin: [Vec<String>; 2],
 }
 
-/// Starts all, and waits until they serve. By name.
-pub(super) fn start(places: &Places<'_>) -> anyhow::Result<BTreeMap<&'static str, Running>> {
+/// Starts those among `ways`, and waits until they serve. By name.
+pub(super) fn start(
+    places: &Places<'_>,
+    ways: &[Way],
+) -> anyhow::Result<BTreeMap<&'static str, Running>> {
     let dir = places.lab.shared_dir();
     certificates(&dir)?;
     let ports = 7001_u16..;
     RIVALS
         .iter()
         .zip(ports)
+        .filter(|(rival, _)| ways.contains(&Way::Rival(rival.name)))
         .map(|(rival, port)| {
             let running = rival.start(places, &dir, port);
             Ok((rival.name, running.with_context(|| format!("start {}", rival.name))?))
