@@ -170,6 +170,11 @@ impl Ground {
         self.lab.pod(&format!("{}/client", namespace(way)))
     }
 
+    /// The lab that it is in.
+    pub(super) fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
     /// Starts a load generator beside what is measured, in a mode that tells its steps; it ends
     /// with the value.
     pub(super) fn beside(&self, way: Way, words: &[&str]) -> anyhow::Result<Conversation> {

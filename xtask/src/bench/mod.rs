@@ -7,6 +7,7 @@
 mod cpu;
 mod ground;
 mod idle;
+mod node;
 mod profile;
 mod report;
 mod rivals;
@@ -22,6 +23,7 @@ use crate::build::{self, BuildArgs, Built};
 use crate::setup::{SetupArgs, run_setup};
 use crate::tool::say;
 use ground::{Ground, Setting, Way};
+use node::{NAMES, Node};
 use report::{Measured, Report};
 use scenario::{Extent, Outcome, SCENARIOS, Scenario};
 
@@ -67,12 +69,11 @@ pub struct BenchArgs {
 /// Something is missing on this machine, does not build, or does not complete.
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     if args.list {
-        SCENARIOS.iter().for_each(|one| say(&format!("{:<12} {}", one.name, one.about)));
+        names().for_each(|(name, about)| say(&format!("{name:<12} {about}")));
         return Ok(());
     }
     for name in &args.scenario {
-        let known = SCENARIOS.iter().any(|scenario| scenario.name == name);
-        ensure!(known || name == "idle", "no scenario {name}: see --list");
+        ensure!(names().any(|(known, _)| known == name), "no scenario {name}: see --list");
     }
     let setting = match args.workers {
         None => Setting { workers: 1, pinned: true },
@@ -112,6 +113,14 @@ pub fn smoke() -> anyhow::Result<()> {
     measure(&built, setting, Extent { rounds: 1, seconds: 0.2, tiny: true }, &[]).map(drop)
 }
 
+/// Everything that `--scenario` takes, and what it is.
+fn names() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let scenarios = SCENARIOS.iter().map(|scenario| (scenario.name, scenario.about));
+    scenarios
+        .chain([("idle", "connections through the mesh that carry nothing: memory")])
+        .chain(NAMES)
+}
+
 /// Measures the scenarios that are named; all without a name.
 fn measure(
     built: &Built,
@@ -123,18 +132,30 @@ fn measure(
     let scenarios: Vec<&Scenario> =
         SCENARIOS.iter().filter(|scenario| wanted(scenario.name)).collect();
     let ways = scenarios.iter().flat_map(|scenario| scenario.ways);
-    let ground = Ground::new(built, setting, &ways.copied().collect::<Vec<_>>())?;
-    let mut report = Report { machine: machine(setting)?, scenarios: Vec::new(), idle: None };
+    let ways: Vec<Way> = ways.copied().collect();
+    let mut report = Report {
+        machine: machine(setting)?,
+        scenarios: Vec::new(),
+        idle: None,
+        node: Node::default(),
+    };
     report.machine.iter().for_each(|line| say(line));
-    for scenario in scenarios {
-        let measured = rounds(scenario, &ground, extent)?;
-        say(&measured.table());
-        report.scenarios.push(measured);
+    if !scenarios.is_empty() || wanted("idle") {
+        let ground = Ground::new(built, setting, &ways)?;
+        for scenario in scenarios {
+            let measured = rounds(scenario, &ground, extent)?;
+            say(&measured.table());
+            report.scenarios.push(measured);
+        }
+        if wanted("idle") {
+            let idle = idle::measure(&ground, if extent.tiny { 50 } else { IDLE })?;
+            say(&idle.sentence());
+            report.idle = Some(idle);
+        }
     }
-    if wanted("idle") {
-        let idle = idle::measure(&ground, if extent.tiny { 50 } else { IDLE })?;
-        say(&idle.sentence());
-        report.idle = Some(idle);
+    if NAMES.iter().any(|(name, _)| wanted(name)) {
+        report.node = node::measure(built, extent, wanted)?;
+        report.node.sentences().iter().for_each(|sentence| say(sentence));
     }
     Ok(report)
 }
