@@ -19,13 +19,20 @@ const PODS: &str = include_str!("../../../bench/peers/pods.yaml");
 /// Namespace and the value of its `istio.io/dataplane-mode`.
 const NAMESPACES: [(&str, &str); 2] = [("mesh", "malha"), ("plain", "none")];
 
-/// How many threads serve, and on which cores.
+/// How many threads serve in each agent and in each rival, and on which cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Setting {
-    /// Data threads of each agent.
+    /// Data threads of each agent, and threads or processes of each rival.
     pub(super) workers: usize,
     /// Whether a node has only one core: the client's node the first, the server's the second.
     pub(super) pinned: bool,
+}
+
+impl Setting {
+    /// The fair one for figures by processor time: one worker each, one core for each node.
+    pub(super) const PINNED: Self = Self { workers: 1, pinned: true };
+    /// Two workers each, wherever the kernel puts them.
+    pub(super) const UNPINNED: Self = Self { workers: 2, pinned: false };
 }
 
 /// What lies between client and server.
@@ -98,6 +105,7 @@ impl Ground {
             far: &plain("far")?,
             near: &plain("near")?,
             pin: [ground.pin("node1"), ground.pin("node2")],
+            workers: setting.workers,
         };
         ground.rivals = rivals::start(&places, ways)?;
         Ok(ground)

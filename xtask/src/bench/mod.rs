@@ -48,7 +48,8 @@ pub struct BenchArgs {
     /// Seconds of a timed run
     #[arg(long, default_value_t = 4.0)]
     seconds: f64,
-    /// Data threads of each agent, on any core; without it one, and one core for each node
+    /// Workers of each agent and each rival, on any core; without it one, and one core for each
+    /// node, but for scenarios that say otherwise
     #[arg(long)]
     workers: Option<usize>,
     /// Show where the agents' time goes in one scenario: a flame graph below `target/bench`, and a
@@ -75,14 +76,11 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     for name in &args.scenario {
         ensure!(names().any(|(known, _)| known == name), "no scenario {name}: see --list");
     }
-    let setting = match args.workers {
-        None => Setting { workers: 1, pinned: true },
-        Some(workers) => Setting { workers, pinned: false },
-    };
+    let setting = args.workers.map(|workers| Setting { workers, pinned: false });
     if let Some(name) = &args.profile {
         let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name);
         let scenario = scenario.with_context(|| format!("no scenario {name}: see --list"))?;
-        return profile::run(scenario, setting, args.seconds);
+        return profile::run(scenario, setting.unwrap_or(scenario.setting), args.seconds);
     }
     run_setup(&SetupArgs::default())?;
     if args.smoke {
@@ -109,8 +107,9 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
 pub fn smoke() -> anyhow::Result<()> {
     let built = build::all()?;
     tools::check(&built)?;
-    let setting = Setting { workers: 2, pinned: false };
-    measure(&built, setting, Extent { rounds: 1, seconds: 0.2, tiny: true }, &[]).map(drop)
+    // One for all: nothing is started twice.
+    let setting = Setting::UNPINNED;
+    measure(&built, Some(setting), Extent { rounds: 1, seconds: 0.2, tiny: true }, &[]).map(drop)
 }
 
 /// Everything that `--scenario` takes, and what it is.
@@ -121,18 +120,14 @@ fn names() -> impl Iterator<Item = (&'static str, &'static str)> {
         .chain(NAMES)
 }
 
-/// Measures the scenarios that are named; all without a name.
+/// Measures the scenarios that are named; all without a name. Without a setting each has its own.
 fn measure(
     built: &Built,
-    setting: Setting,
+    setting: Option<Setting>,
     extent: Extent,
     only: &[String],
 ) -> anyhow::Result<Report> {
     let wanted = |name: &str| only.is_empty() || only.iter().any(|one| one == name);
-    let scenarios: Vec<&Scenario> =
-        SCENARIOS.iter().filter(|scenario| wanted(scenario.name)).collect();
-    let ways = scenarios.iter().flat_map(|scenario| scenario.ways);
-    let ways: Vec<Way> = ways.copied().collect();
     let mut report = Report {
         machine: machine(setting)?,
         scenarios: Vec::new(),
@@ -140,18 +135,24 @@ fn measure(
         node: Node::default(),
     };
     report.machine.iter().for_each(|line| say(line));
-    if !scenarios.is_empty() || wanted("idle") {
-        let ground = Ground::new(built, setting, &ways)?;
+    let of = |one: &Scenario| setting.unwrap_or(one.setting);
+    let scenarios: Vec<&Scenario> = SCENARIOS.iter().filter(|one| wanted(one.name)).collect();
+    // Those of one setting stand together in the list, and share its lab.
+    for scenarios in scenarios.chunk_by(|one, other| of(one) == of(other)) {
+        let ways = scenarios.iter().flat_map(|scenario| scenario.ways).copied();
+        let setting = scenarios.first().map_or(Setting::PINNED, |one| of(one));
+        let ground = Ground::new(built, setting, &ways.collect::<Vec<_>>())?;
         for scenario in scenarios {
             let measured = rounds(scenario, &ground, extent)?;
             say(&measured.table());
             report.scenarios.push(measured);
         }
-        if wanted("idle") {
-            let idle = idle::measure(&ground, if extent.tiny { 50 } else { IDLE })?;
-            say(&idle.sentence());
-            report.idle = Some(idle);
-        }
+    }
+    if wanted("idle") {
+        let ground = Ground::new(built, setting.unwrap_or(Setting::PINNED), &[])?;
+        let idle = idle::measure(&ground, if extent.tiny { 50 } else { IDLE })?;
+        say(&idle.sentence());
+        report.idle = Some(idle);
     }
     if NAMES.iter().any(|(name, _)| wanted(name)) {
         report.node = node::measure(built, extent, wanted)?;
@@ -174,17 +175,21 @@ fn rounds(scenario: &Scenario, ground: &Ground, extent: Extent) -> anyhow::Resul
     Ok(Measured::new(scenario, &ways))
 }
 
-fn machine(setting: Setting) -> anyhow::Result<Vec<String>> {
+fn machine(setting: Option<Setting>) -> anyhow::Result<Vec<String>> {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let kernel = nix::sys::utsname::uname()?;
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let Setting { workers, pinned } = setting;
-    let place = if pinned { "one core for each node" } else { "any core" };
+    let place = match setting {
+        None => {
+            "one worker of each proxy, one core for each node, but where a scenario says so".into()
+        }
+        Some(Setting { workers, .. }) => format!("{workers} workers of each proxy, on any core"),
+    };
     let mut lines = vec![
         format!("{cores} cores, {}", model.map_or("unknown", |(_, model)| model)),
         format!("Linux {}", kernel.release().to_string_lossy()),
-        format!("{workers} workers an agent, one worker a peer, {place}"),
+        place,
     ];
     lines.extend(rivals::versions()?);
     Ok(lines)

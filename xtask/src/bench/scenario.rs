@@ -2,7 +2,7 @@
 
 use anyhow::{Context, ensure};
 
-use super::ground::{Ground, Sample, Server, Way};
+use super::ground::{Ground, Sample, Server, Setting, Way};
 use crate::lab::Conversation;
 
 /// Service ports of the pods: how the mesh takes the same server.
@@ -66,6 +66,8 @@ pub(super) struct Scenario {
     pub(super) aims: &'static [Aim],
     /// Clients beside the measured one that ask for large answers and do not read them.
     pub(super) stalled: usize,
+    /// How it is run if the command line does not say.
+    pub(super) setting: Setting,
 }
 
 const PLAIN: Scenario = Scenario {
@@ -79,6 +81,7 @@ const PLAIN: Scenario = Scenario {
     ways: &[],
     aims: &[],
     stalled: 0,
+    setting: Setting::PINNED,
 };
 
 const fn aim(to: Way, at_most: f64) -> Aim {
@@ -243,6 +246,24 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         words: PING,
         ways: &[Way::Direct, Way::Mesh, ENVOY_TCP],
         stalled: 60,
+        ..PLAIN
+    },
+    Scenario {
+        name: "l4-unpinned",
+        about: "as l4-requests, two workers of every proxy on any core",
+        port: TCP,
+        words: KEPT,
+        ways: L4_PAIRS,
+        aims: &[aim(ENVOY_HBONE, 0.7)],
+        setting: Setting::UNPINNED,
+        ..PLAIN
+    },
+    Scenario {
+        name: "l7-unpinned",
+        about: "as l7-http1, two workers of every proxy on any core",
+        words: KEPT,
+        ways: L7_PAIRS,
+        setting: Setting::UNPINNED,
         ..PLAIN
     },
 ];
