@@ -23,9 +23,6 @@ pub struct BuildArgs {
     /// Optimised, as for production and measurements
     #[arg(long)]
     pub release: bool,
-    /// With frame pointers, which profilers follow; below `target/profiled`
-    #[arg(long)]
-    pub frame_pointers: bool,
 }
 
 /// The programs that a build has made.
@@ -132,11 +129,6 @@ fn programs(args: BuildArgs) -> anyhow::Result<Built> {
     } else {
         // The same packages as `cargo test`, so the same features: nothing is compiled twice.
         command.arg("--workspace");
-    }
-    if args.frame_pointers {
-        // A folder of its own: other flags would build everything anew each time.
-        command.args(["--target-dir", "target/profiled"]);
-        command.env("CARGO_ENCODED_RUSTFLAGS", "-Cforce-frame-pointers=yes");
     }
     say(&format!("$ {}", shown(&command)));
     let output = command

@@ -86,7 +86,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     if args.smoke {
         return smoke();
     }
-    let built = build::with(BuildArgs { release: true, ..BuildArgs::default() })?;
+    let built = build::with(BuildArgs { release: true })?;
     let extent = Extent { rounds: args.rounds, seconds: args.seconds, tiny: false };
     let report = measure(&built, setting, extent, &args.scenario)?;
     if let Some(file) = &args.json {

@@ -55,10 +55,7 @@ impl Measured {
     }
 
     fn heads(&self) -> [&'static str; 8] {
-        let [rate, cost] = match self.unit {
-            Unit::Request => ["req/s", "us/req"],
-            Unit::Gigabyte => ["Gbit/s", "s/GB"],
-        };
+        let [rate, cost] = self.unit.heads();
         ["way", rate, cost, "path", "p50 us", "p99 us", "p99.9", "MiB"]
     }
 

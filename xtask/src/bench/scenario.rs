@@ -351,6 +351,16 @@ impl Scenario {
     }
 }
 
+impl Unit {
+    /// What tables call rate and cost.
+    pub(super) fn heads(self) -> [&'static str; 2] {
+        match self {
+            Self::Request => ["req/s", "us/req"],
+            Self::Gigabyte => ["Gbit/s", "s/GB"],
+        }
+    }
+}
+
 impl Way {
     /// As tables name it.
     pub(super) fn name(self) -> &'static str {
