@@ -105,6 +105,7 @@ pub(super) async fn serve_tunnel(worker: &Rc<Worker>, accepted: Accepted) {
 }
 
 async fn serve_stream(worker: Rc<Worker>, pod: Arc<LocalPod>, client: IpAddr, incoming: Incoming) {
+    let _load = worker.load();
     let target = incoming.authority;
     let identity = incoming.peer.clone();
     let live = worker.shared.live.load_full();

@@ -106,7 +106,10 @@ fn give(worker: &Rc<Worker>, pod: &Arc<LocalPod>, kind: Kind, stream: StdStream,
     let Some(permit) = permit else { return reset_tcp(stream) };
     let handles = worker.handles();
     let loads = handles.iter().map(|handle| handle.load.load(Ordering::Relaxed));
-    let chosen = spread::choose(loads, worker.index);
+    let chosen = match kind {
+        Kind::Tunnel => spread::least(loads, worker.index),
+        Kind::Outbound | Kind::Plaintext => spread::choose(loads, worker.index),
+    };
     let Some(handle) = handles.get(chosen) else { return };
     handle.accepted.fetch_add(1, Ordering::Relaxed);
     let accepted = Accepted {

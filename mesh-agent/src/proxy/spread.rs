@@ -2,7 +2,8 @@
 //!
 //! A source's connections go to its home worker, which holds its tunnels and pools; only when that
 //! one is clearly busier than the others does the least loaded one take over, so that a hot pod
-//! uses every core without every worker keeping connections for every pod.
+//! uses every core without every worker keeping connections for every pod. A tunnel from another
+//! node goes to the least loaded worker at once: it carries many connections, and shares nothing.
 
 /// Connections that the home worker may be ahead before the mean counts: below it, sharing pools
 /// is worth more than evenness.
@@ -18,6 +19,11 @@ pub(super) fn choose(loads: impl ExactSizeIterator<Item = usize> + Clone, home: 
     if own < SLACK || own * 2 * count <= total * 3 {
         return home;
     }
+    least(loads, home)
+}
+
+/// The worker with the fewest open connections, `home` among equals.
+pub(super) fn least(loads: impl Iterator<Item = usize>, home: usize) -> usize {
     loads.enumerate().min_by_key(|(index, load)| (*load, *index != home)).map_or(0, |(i, _)| i)
 }
 
@@ -36,6 +42,18 @@ mod tests {
     fn a_quiet_source_stays_at_home() {
         assert_eq!(choose([3, 0, 0, 0].into_iter(), 0), 0);
         assert_eq!(choose([10, 9, 8, 9].into_iter(), 0), 0);
+    }
+
+    #[test]
+    fn few_tunnels_use_as_many_workers() {
+        let mut loads = vec![0_usize; 4];
+        let workers = [2, 2, 2, 2].map(|home| {
+            let worker = least(loads.iter().copied(), home);
+            loads[worker] += 1;
+            worker
+        });
+        assert_eq!(workers[0], 2, "at home first");
+        assert_eq!(loads, [1, 1, 1, 1]);
     }
 
     #[test]

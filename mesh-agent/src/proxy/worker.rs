@@ -57,7 +57,7 @@ pub enum Command {
 #[derive(Clone)]
 pub struct WorkerHandle {
     commands: mpsc::UnboundedSender<Command>,
-    /// Connections open on it.
+    /// Connections open on it: accepted ones, tunnels, and those inside tunnels.
     pub load: Arc<AtomicUsize>,
     /// Connections that it has served or serves.
     pub accepted: Arc<AtomicUsize>,
@@ -218,6 +218,11 @@ impl Worker {
                 Kind::Tunnel => inbound::serve_tunnel(&worker, accepted).await,
             }
         });
+    }
+
+    /// Counts a connection that came inside a tunnel, for as long as the guard lives.
+    pub(super) fn load(&self) -> Option<LoadGuard> {
+        self.handles().get(self.index).map(|handle| LoadGuard::new(&handle.load))
     }
 
     pub(super) fn handles(&self) -> &[WorkerHandle] {

@@ -151,12 +151,29 @@ fn four_workers_and_two_clients_behave_as_one() {
     assert_eq!(report["statuses"]["200"], 5_000, "{report}");
     assert_share(answered_by(&report, "near"), 5_000, 0.1);
     // 64 connections of one pod were on more than its home worker.
-    let status: serde_json::Value =
-        serde_json::from_str(&lab.meshctl("node1", &["-o", "json", "status"]).unwrap()).unwrap();
-    let served: Vec<u64> = (0..4)
-        .map(|worker| &status["capture"]["counters"][format!("worker_{worker}_accepted")])
-        .map(|accepted| accepted.as_u64().expect("a counter"))
-        .collect();
-    assert_eq!(served.len(), 4);
+    let served = served(&lab, "node1");
     assert!(served.iter().all(|accepted| *accepted >= 5), "{served:?}");
+}
+
+#[test]
+fn a_hot_pod_is_on_every_worker_at_both_ends() {
+    let Some(lab) = support::lab(4) else { return };
+    support::apply(&lab, SHOP, SHOP_PODS);
+    let client = lab.pod("shop/client").unwrap();
+    let load = ["malha-load", "http", "--requests", "5000", "--concurrency", "64"];
+    let report = support::json(&client, &[&load[..], &["http://far.shop/"]].concat());
+    assert_eq!(report["statuses"]["200"], 5_000, "{report}");
+    let near = served(&lab, "node1");
+    assert!(near.iter().all(|accepted| *accepted >= 5), "{near:?}");
+    // A tunnel for each worker of the client's agent: few, but each with many connections inside.
+    let far = served(&lab, "node2");
+    assert!(far.iter().all(|accepted| *accepted >= 1), "{far:?}");
+}
+
+/// Connections that each of a node's four workers has served.
+fn served(lab: &Lab, node: &str) -> Vec<u64> {
+    let status: serde_json::Value =
+        serde_json::from_str(&lab.meshctl(node, &["-o", "json", "status"]).unwrap()).unwrap();
+    let counter = |worker| &status["capture"]["counters"][format!("worker_{worker}_accepted")];
+    (0..4).map(|worker| counter(worker).as_u64().expect("a counter")).collect()
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
 /// A process and all its descendants (nginx serves from a child).
 #[must_use]
@@ -39,11 +40,25 @@ pub(super) fn seconds(pids: &[u32]) -> f64 {
 
 fn of_process(pid: u32) -> f64 {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let nanoseconds = tasks.filter_map(|task| {
-        let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
-        text.split_whitespace().next()?.parse::<u64>().ok()
+    tasks.filter_map(|task| of_thread(&task.path())).sum()
+}
+
+fn of_thread(task: &Path) -> Option<f64> {
+    let text = fs::read_to_string(task.join("schedstat")).ok()?;
+    let nanoseconds: u64 = text.split_whitespace().next()?.parse().ok()?;
+    Some(nanoseconds as f64 / 1e9)
+}
+
+/// Seconds that each worker of an agent has run, by its thread's name.
+#[must_use]
+pub(super) fn workers(agent: u32) -> BTreeMap<String, f64> {
+    let tasks = fs::read_dir(format!("/proc/{agent}/task")).into_iter().flatten().flatten();
+    let workers = tasks.filter_map(|task| {
+        let name = fs::read_to_string(task.path().join("comm")).ok()?.trim().to_owned();
+        let seconds = of_thread(&task.path())?;
+        name.starts_with("worker-").then_some((name, seconds))
     });
-    nanoseconds.sum::<u64>() as f64 / 1e9
+    workers.collect()
 }
 
 /// Resident memory of these processes in KiB.
@@ -67,6 +82,24 @@ mod tests {
         assert_eq!(own.first(), Some(&std::process::id()));
         assert!(seconds(&own) > 0.0);
         assert!(memory(&own) > 0);
+    }
+
+    #[test]
+    fn only_workers_are_workers() {
+        let (done, wait) = std::sync::mpsc::channel::<()>();
+        let work = move || {
+            let _ = wait.recv();
+        };
+        let thread = std::thread::Builder::new().name("worker-7".into()).spawn(work).unwrap();
+        // A thread names itself once it runs.
+        let named = crate::lab::wait_for(std::time::Duration::from_secs(10), "a thread", || {
+            Ok(workers(std::process::id()).remove("worker-7"))
+        });
+        let names: Vec<String> = workers(std::process::id()).into_keys().collect();
+        drop(done);
+        thread.join().unwrap();
+        assert!(named.is_ok_and(|seconds| seconds >= 0.0));
+        assert_eq!(names, ["worker-7"]);
     }
 
     #[test]

@@ -19,13 +19,20 @@ const PODS: &str = include_str!("../../../bench/peers/pods.yaml");
 /// Namespace and the value of its `istio.io/dataplane-mode`.
 const NAMESPACES: [(&str, &str); 2] = [("mesh", "malha"), ("plain", "none")];
 
-/// How many threads serve, and on which cores.
+/// How many threads serve in each agent and in each rival, and on which cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Setting {
-    /// Data threads of each agent.
+    /// Data threads of each agent, and threads or processes of each rival.
     pub(super) workers: usize,
     /// Whether a node has only one core: the client's node the first, the server's the second.
     pub(super) pinned: bool,
+}
+
+impl Setting {
+    /// The fair one for figures by processor time: one worker each, one core for each node.
+    pub(super) const PINNED: Self = Self { workers: 1, pinned: true };
+    /// Two workers each, wherever the kernel puts them.
+    pub(super) const UNPINNED: Self = Self { workers: 2, pinned: false };
 }
 
 /// What lies between client and server.
@@ -71,8 +78,8 @@ pub(super) struct Ground {
 }
 
 impl Ground {
-    /// Makes the lab, starts the pods, enrolls those in the mesh and starts the rivals.
-    pub(super) fn new(built: &Built, setting: Setting) -> anyhow::Result<Self> {
+    /// Makes the lab, starts the pods, enrolls those in the mesh and starts the rivals among `ways`.
+    pub(super) fn new(built: &Built, setting: Setting, ways: &[Way]) -> anyhow::Result<Self> {
         let lab = Lab::builder()
             .nodes(2)
             .workers(setting.workers)
@@ -98,8 +105,9 @@ impl Ground {
             far: &plain("far")?,
             near: &plain("near")?,
             pin: [ground.pin("node1"), ground.pin("node2")],
+            workers: setting.workers,
         };
-        ground.rivals = rivals::start(&places)?;
+        ground.rivals = rivals::start(&places, ways)?;
         Ok(ground)
     }
 
@@ -170,6 +178,11 @@ impl Ground {
         self.lab.pod(&format!("{}/client", namespace(way)))
     }
 
+    /// The lab that it is in.
+    pub(super) fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
     /// Starts a load generator beside what is measured, in a mode that tells its steps; it ends
     /// with the value.
     pub(super) fn beside(&self, way: Way, words: &[&str]) -> anyhow::Result<Conversation> {
@@ -192,7 +205,8 @@ impl Ground {
         ["node1", "node2"].map(|node| self.lab.agent_memory_kib(node))
     }
 
-    fn proxies(&self, way: Way) -> anyhow::Result<Vec<u32>> {
+    /// Processes of what lies between client and server.
+    pub(super) fn proxies(&self, way: Way) -> anyhow::Result<Vec<u32>> {
         Ok(match way {
             Way::Direct => Vec::new(),
             Way::Mesh => {

@@ -7,6 +7,8 @@
 mod cpu;
 mod ground;
 mod idle;
+mod node;
+mod profile;
 mod report;
 mod rivals;
 mod scenario;
@@ -21,6 +23,7 @@ use crate::build::{self, BuildArgs, Built};
 use crate::setup::{SetupArgs, run_setup};
 use crate::tool::say;
 use ground::{Ground, Setting, Way};
+use node::{NAMES, Node};
 use report::{Measured, Report};
 use scenario::{Extent, Outcome, SCENARIOS, Scenario};
 
@@ -45,9 +48,14 @@ pub struct BenchArgs {
     /// Seconds of a timed run
     #[arg(long, default_value_t = 4.0)]
     seconds: f64,
-    /// Data threads of each agent, on any core; without it one, and one core for each node
+    /// Workers of each agent and each rival, on any core; without it one, and one core for each
+    /// node, but for scenarios that say otherwise
     #[arg(long)]
     workers: Option<usize>,
+    /// Show where the agents' time goes in one scenario: a flame graph below `target/bench`, and a
+    /// table
+    #[arg(long, value_name = "SCENARIO", conflicts_with_all = ["smoke", "scenario", "json", "markdown"])]
+    profile: Option<String>,
     /// Write all figures as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -62,22 +70,23 @@ pub struct BenchArgs {
 /// Something is missing on this machine, does not build, or does not complete.
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     if args.list {
-        SCENARIOS.iter().for_each(|one| say(&format!("{:<12} {}", one.name, one.about)));
+        names().for_each(|(name, about)| say(&format!("{name:<12} {about}")));
         return Ok(());
     }
     for name in &args.scenario {
-        let known = SCENARIOS.iter().any(|scenario| scenario.name == name);
-        ensure!(known || name == "idle", "no scenario {name}: see --list");
+        ensure!(names().any(|(known, _)| known == name), "no scenario {name}: see --list");
+    }
+    let setting = args.workers.map(|workers| Setting { workers, pinned: false });
+    if let Some(name) = &args.profile {
+        let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name);
+        let scenario = scenario.with_context(|| format!("no scenario {name}: see --list"))?;
+        return profile::run(scenario, setting.unwrap_or(scenario.setting), args.seconds);
     }
     run_setup(&SetupArgs::default())?;
     if args.smoke {
         return smoke();
     }
     let built = build::with(BuildArgs { release: true })?;
-    let setting = match args.workers {
-        None => Setting { workers: 1, pinned: true },
-        Some(workers) => Setting { workers, pinned: false },
-    };
     let extent = Extent { rounds: args.rounds, seconds: args.seconds, tiny: false };
     let report = measure(&built, setting, extent, &args.scenario)?;
     if let Some(file) = &args.json {
@@ -98,30 +107,56 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
 pub fn smoke() -> anyhow::Result<()> {
     let built = build::all()?;
     tools::check(&built)?;
-    let setting = Setting { workers: 2, pinned: false };
-    measure(&built, setting, Extent { rounds: 1, seconds: 0.2, tiny: true }, &[]).map(drop)
+    // One for all: nothing is started twice.
+    let setting = Setting::UNPINNED;
+    measure(&built, Some(setting), Extent { rounds: 1, seconds: 0.2, tiny: true }, &[]).map(drop)
 }
 
-/// Measures the scenarios that are named; all without a name.
+/// Everything that `--scenario` takes, and what it is.
+fn names() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let scenarios = SCENARIOS.iter().map(|scenario| (scenario.name, scenario.about));
+    scenarios
+        .chain([("idle", "connections through the mesh that carry nothing: memory")])
+        .chain(NAMES)
+}
+
+/// Measures the scenarios that are named; all without a name. Without a setting each has its own.
 fn measure(
     built: &Built,
-    setting: Setting,
+    setting: Option<Setting>,
     extent: Extent,
     only: &[String],
 ) -> anyhow::Result<Report> {
     let wanted = |name: &str| only.is_empty() || only.iter().any(|one| one == name);
-    let ground = Ground::new(built, setting)?;
-    let mut report = Report { machine: machine(setting)?, scenarios: Vec::new(), idle: None };
+    let mut report = Report {
+        machine: machine(setting)?,
+        scenarios: Vec::new(),
+        idle: None,
+        node: Node::default(),
+    };
     report.machine.iter().for_each(|line| say(line));
-    for scenario in SCENARIOS.iter().filter(|scenario| wanted(scenario.name)) {
-        let measured = rounds(scenario, &ground, extent)?;
-        say(&measured.table());
-        report.scenarios.push(measured);
+    let of = |one: &Scenario| setting.unwrap_or(one.setting);
+    let scenarios: Vec<&Scenario> = SCENARIOS.iter().filter(|one| wanted(one.name)).collect();
+    // Those of one setting stand together in the list, and share its lab.
+    for scenarios in scenarios.chunk_by(|one, other| of(one) == of(other)) {
+        let ways = scenarios.iter().flat_map(|scenario| scenario.ways).copied();
+        let setting = scenarios.first().map_or(Setting::PINNED, |one| of(one));
+        let ground = Ground::new(built, setting, &ways.collect::<Vec<_>>())?;
+        for scenario in scenarios {
+            let measured = rounds(scenario, &ground, extent)?;
+            say(&measured.table());
+            report.scenarios.push(measured);
+        }
     }
     if wanted("idle") {
+        let ground = Ground::new(built, setting.unwrap_or(Setting::PINNED), &[])?;
         let idle = idle::measure(&ground, if extent.tiny { 50 } else { IDLE })?;
         say(&idle.sentence());
         report.idle = Some(idle);
+    }
+    if NAMES.iter().any(|(name, _)| wanted(name)) {
+        report.node = node::measure(built, extent, wanted)?;
+        report.node.sentences().iter().for_each(|sentence| say(sentence));
     }
     Ok(report)
 }
@@ -140,17 +175,21 @@ fn rounds(scenario: &Scenario, ground: &Ground, extent: Extent) -> anyhow::Resul
     Ok(Measured::new(scenario, &ways))
 }
 
-fn machine(setting: Setting) -> anyhow::Result<Vec<String>> {
+fn machine(setting: Option<Setting>) -> anyhow::Result<Vec<String>> {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let kernel = nix::sys::utsname::uname()?;
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let Setting { workers, pinned } = setting;
-    let place = if pinned { "one core for each node" } else { "any core" };
+    let place = match setting {
+        None => {
+            "one worker of each proxy, one core for each node, but where a scenario says so".into()
+        }
+        Some(Setting { workers, .. }) => format!("{workers} workers of each proxy, on any core"),
+    };
     let mut lines = vec![
         format!("{cores} cores, {}", model.map_or("unknown", |(_, model)| model)),
         format!("Linux {}", kernel.release().to_string_lossy()),
-        format!("{workers} workers an agent, one worker a peer, {place}"),
+        place,
     ];
     lines.extend(rivals::versions()?);
     Ok(lines)

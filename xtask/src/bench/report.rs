@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::ground::Way;
 use super::idle::Idle;
+use super::node::Node;
 use super::scenario::{Aim, Outcome, Scenario, Unit};
 
 /// Columns of a bar in the chart.
@@ -41,6 +42,7 @@ pub(super) struct Report {
     pub(super) machine: Vec<String>,
     pub(super) scenarios: Vec<Measured>,
     pub(super) idle: Option<Idle>,
+    pub(super) node: Node,
 }
 
 impl Measured {
@@ -53,10 +55,7 @@ impl Measured {
     }
 
     fn heads(&self) -> [&'static str; 8] {
-        let [rate, cost] = match self.unit {
-            Unit::Request => ["req/s", "us/req"],
-            Unit::Gigabyte => ["Gbit/s", "s/GB"],
-        };
+        let [rate, cost] = self.unit.heads();
         ["way", rate, cost, "path", "p50 us", "p99 us", "p99.9", "MiB"]
     }
 
@@ -168,7 +167,11 @@ impl Report {
         let machine: String = self.machine.iter().map(|line| format!("- {line}\n")).collect();
         let scenarios: Vec<String> = self.scenarios.iter().map(Measured::markdown).collect();
         let idle = self.idle.as_ref().map(|idle| format!("### idle\n\n{}\n", idle.sentence()));
-        format!("{machine}\n{}\n{}", scenarios.join("\n"), idle.unwrap_or_default())
+        let node = self.node.sentences();
+        let node = node.iter().map(|sentence| format!("- {sentence}.\n")).collect::<String>();
+        let node =
+            if node.is_empty() { node } else { format!("\n### An agent by itself\n\n{node}") };
+        format!("{machine}\n{}\n{}{node}", scenarios.join("\n"), idle.unwrap_or_default())
     }
 }
 
@@ -190,13 +193,13 @@ fn capitalised(text: &str) -> String {
 }
 
 /// The least and the most.
-fn spread(figures: &[f64]) -> (f64, f64) {
+pub(super) fn spread(figures: &[f64]) -> (f64, f64) {
     let least = figures.iter().copied().fold(f64::INFINITY, f64::min);
     (least, figures.iter().copied().fold(0.0, f64::max))
 }
 
 /// The middle one; of an even number the mean of the two.
-fn median(mut figures: Vec<f64>) -> f64 {
+pub(super) fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     let half = figures.len() / 2;
     match (figures.get(half), figures.len() % 2) {

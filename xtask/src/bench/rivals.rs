@@ -1,5 +1,5 @@
 //! Other people's proxies in the pods outside the mesh: started with the configurations of
-//! `bench/peers`, one worker each, all of them for the whole run.
+//! `bench/peers`, with as many workers as an agent, all that a run has to do with for the whole of it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::cpu;
+use super::ground::Way;
 use crate::lab::{Lab, Pod, wait_for};
 use crate::peers::{cache, envoy};
 use crate::tool::{installed, output};
@@ -18,7 +19,7 @@ use crate::tool::{installed, output};
 const HTTP: u16 = 8080;
 /// Before the configuration.
 const ENVOY_ARGUMENTS: &[&str] =
-    &["--disable-hot-restart", "--concurrency", "1", "--log-level", "error", "--config-path"];
+    &["--disable-hot-restart", "--log-level", "error", "--config-path"];
 const START: Duration = Duration::from_secs(30);
 
 /// A proxy or a pair of them.
@@ -112,16 +113,22 @@ pub(super) struct Places<'a> {
     pub(super) near: &'a Pod,
     /// Words before a command that keep it on its node's core.
     pub(super) pin: [Vec<String>; 2],
+    /// Threads or processes that serve, of each.
+    pub(super) workers: usize,
 }
 
-/// Starts all, and waits until they serve. By name.
-pub(super) fn start(places: &Places<'_>) -> anyhow::Result<BTreeMap<&'static str, Running>> {
+/// Starts those among `ways`, and waits until they serve. By name.
+pub(super) fn start(
+    places: &Places<'_>,
+    ways: &[Way],
+) -> anyhow::Result<BTreeMap<&'static str, Running>> {
     let dir = places.lab.shared_dir();
     certificates(&dir)?;
     let ports = 7001_u16..;
     RIVALS
         .iter()
         .zip(ports)
+        .filter(|(rival, _)| ways.contains(&Way::Rival(rival.name)))
         .map(|(rival, port)| {
             let running = rival.start(places, &dir, port);
             Ok((rival.name, running.with_context(|| format!("start {}", rival.name))?))
@@ -139,12 +146,14 @@ impl Rival {
             Some(config) => {
                 let application = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), HTTP);
                 let [_, pin] = &places.pin;
-                running.add(self.run(config, dir, (far, application), (places.far, pin))?);
+                let addresses = (far, application);
+                running.add(self.run(config, dir, addresses, (places.far, pin), places.workers)?);
                 far
             }
         };
         let [pin, _] = &places.pin;
-        running.add(self.run(self.near, dir, (entrance, target), (places.client, pin))?);
+        let (addresses, place) = ((entrance, target), (places.client, &pin[..]));
+        running.add(self.run(self.near, dir, addresses, place, places.workers)?);
         if self.far.is_some() {
             serves(places.client, far)?;
         }
@@ -159,12 +168,14 @@ impl Rival {
         dir: &Path,
         (listen, target): (SocketAddr, SocketAddr),
         (pod, pin): (&Pod, &[String]),
+        workers: usize,
     ) -> anyhow::Result<Child> {
         let path = dir.join(file);
-        fs::write(&path, fill(template, dir, file, listen, target))?;
+        let text = fill(template, dir, file, (listen, target), workers);
+        fs::write(&path, text)?;
         let path = path.to_string_lossy().into_owned();
         let mut words = pin.to_vec();
-        words.extend(self.program.command(path)?);
+        words.extend(self.program.command(path, workers)?);
         let log = fs::File::create(dir.join(format!("{file}.log")))?;
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let mut command = pod.command(&words)?;
@@ -174,7 +185,7 @@ impl Rival {
 }
 
 impl Program {
-    fn command(self, config: String) -> anyhow::Result<Vec<String>> {
+    fn command(self, config: String, workers: usize) -> anyhow::Result<Vec<String>> {
         let (program, arguments): (_, &[&str]) = match self {
             Self::Nginx => (installed("nginx")?, &["-c"]),
             Self::Haproxy => (installed("haproxy")?, &["-db", "-f"]),
@@ -182,7 +193,13 @@ impl Program {
         };
         let program = program.to_string_lossy().into_owned();
         let arguments = arguments.iter().map(ToString::to_string);
-        Ok([program].into_iter().chain(arguments).chain([config]).collect())
+        let mut words: Vec<String> =
+            [program].into_iter().chain(arguments).chain([config]).collect();
+        // The others have it in their configuration.
+        if self == Self::Envoy {
+            words.extend(["--concurrency".to_owned(), workers.to_string()]);
+        }
+        Ok(words)
     }
 }
 
@@ -203,8 +220,15 @@ pub(super) fn versions() -> anyhow::Result<Vec<String>> {
     Ok(versions)
 }
 
-fn fill(template: &str, dir: &Path, name: &str, listen: SocketAddr, target: SocketAddr) -> String {
+fn fill(
+    template: &str,
+    dir: &Path,
+    name: &str,
+    (listen, target): (SocketAddr, SocketAddr),
+    workers: usize,
+) -> String {
     template
+        .replace("@WORKERS@", &workers.to_string())
         .replace("@DIR@", &dir.to_string_lossy())
         .replace("@NAME@", name)
         .replace("@LISTEN@", &listen.to_string())
@@ -280,7 +304,7 @@ mod tests {
         let target = SocketAddr::from(([10, 0, 0, 2], 8080));
         for rival in RIVALS {
             for (file, template) in [Some(rival.near), rival.far].into_iter().flatten() {
-                let text = fill(template, Path::new("/run/x"), file, listen, target);
+                let text = fill(template, Path::new("/run/x"), file, (listen, target), 2);
                 assert!(!text.contains('@') || text.contains("\"@type\""), "{file}: {text}");
                 let left = text.replace("\"@type\"", "");
                 assert!(!left.contains('@'), "{file}: {left}");

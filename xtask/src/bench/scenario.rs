@@ -2,7 +2,7 @@
 
 use anyhow::{Context, ensure};
 
-use super::ground::{Ground, Sample, Server, Way};
+use super::ground::{Ground, Sample, Server, Setting, Way};
 use crate::lab::Conversation;
 
 /// Service ports of the pods: how the mesh takes the same server.
@@ -18,8 +18,16 @@ const SMALL: &str = "http://TARGET/?size=1024";
 /// 64 connections that are kept.
 const KEPT: &[&str] = &["http", SMALL, "--discard", "--concurrency", "64", "--duration", "SECONDS"];
 /// A connection for each request, 16 at once.
-const NEW: &[&str] =
-    &["http", SMALL, "--new-connections", "--concurrency", "16", "--duration", "SECONDS"];
+const NEW: &[&str] = &[
+    "http",
+    SMALL,
+    "--discard",
+    "--new-connections",
+    "--concurrency",
+    "16",
+    "--duration",
+    "SECONDS",
+];
 /// 1,000 requests a second over 32 connections.
 const RATED: &[&str] =
     &["http", SMALL, "--discard", "--rate", "1000", "--concurrency", "32", "--duration", "SECONDS"];
@@ -58,6 +66,8 @@ pub(super) struct Scenario {
     pub(super) aims: &'static [Aim],
     /// Clients beside the measured one that ask for large answers and do not read them.
     pub(super) stalled: usize,
+    /// How it is run if the command line does not say.
+    pub(super) setting: Setting,
 }
 
 const PLAIN: Scenario = Scenario {
@@ -71,6 +81,7 @@ const PLAIN: Scenario = Scenario {
     ways: &[],
     aims: &[],
     stalled: 0,
+    setting: Setting::PINNED,
 };
 
 const fn aim(to: Way, at_most: f64) -> Aim {
@@ -106,6 +117,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         words: &[
             "http",
             SMALL,
+            "--discard",
             "--http2",
             "--connections",
             "4",
@@ -124,6 +136,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         words: &[
             "http",
             "http://TARGET/",
+            "--discard",
             "--grpc",
             "--connections",
             "4",
@@ -235,6 +248,24 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         stalled: 60,
         ..PLAIN
     },
+    Scenario {
+        name: "l4-unpinned",
+        about: "as l4-requests, two workers of every proxy on any core",
+        port: TCP,
+        words: KEPT,
+        ways: L4_PAIRS,
+        aims: &[aim(ENVOY_HBONE, 0.7)],
+        setting: Setting::UNPINNED,
+        ..PLAIN
+    },
+    Scenario {
+        name: "l7-unpinned",
+        about: "as l7-http1, two workers of every proxy on any core",
+        words: KEPT,
+        ways: L7_PAIRS,
+        setting: Setting::UNPINNED,
+        ..PLAIN
+    },
 ];
 
 /// How long and how much.
@@ -320,6 +351,16 @@ impl Scenario {
     }
 }
 
+impl Unit {
+    /// What tables call rate and cost.
+    pub(super) fn heads(self) -> [&'static str; 2] {
+        match self {
+            Self::Request => ["req/s", "us/req"],
+            Self::Gigabyte => ["Gbit/s", "s/GB"],
+        }
+    }
+}
+
 impl Way {
     /// As tables name it.
     pub(super) fn name(self) -> &'static str {
@@ -347,6 +388,13 @@ mod tests {
             assert!(scenario.ways.contains(&Way::Mesh), "{}", scenario.name);
             let compared = |aim: &Aim| scenario.ways.contains(&aim.to);
             assert!(scenario.aims.iter().all(compared), "{}", scenario.name);
+        }
+    }
+
+    #[test]
+    fn no_load_is_spent_on_hashing_answers() {
+        for scenario in SCENARIOS {
+            assert!(scenario.words.contains(&"--discard"), "{}", scenario.name);
         }
     }
 

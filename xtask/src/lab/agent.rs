@@ -5,7 +5,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, kill};
@@ -68,6 +68,8 @@ impl AgentFiles {
 #[derive(Debug)]
 pub(super) struct Agent {
     child: Child,
+    /// From the start of its process until it served.
+    pub(super) start_time: Duration,
 }
 
 impl Agent {
@@ -95,19 +97,26 @@ impl Agent {
         command.args(["--trust-domain", TRUST_DOMAIN, "--log-level", &options.log_level]);
         command.args(&options.more).env(TUNABLES.0, TUNABLES.1);
         detach(&mut command, &log)?;
-        let mut agent = Self { child: command.spawn().context("start an agent")? };
+        let started = SystemTime::now();
+        let child = command.spawn().context("start an agent")?;
+        let mut agent = Self { child, start_time: Duration::ZERO };
         let ready = agent.wait_ready(&path, from);
         if ready.is_err() {
             agent.signal(Signal::SIGKILL)?;
         }
-        ready.with_context(|| format!("the agent of {}", node.name)).map(|()| agent)
+        let line = ready.with_context(|| format!("the agent of {}", node.name))?;
+        agent.start_time = since(started, &line).context("an agent's log without time stamps")?;
+        Ok(agent)
     }
 
-    fn wait_ready(&mut self, log: &Path, from: u64) -> anyhow::Result<()> {
+    /// Waits until it says that it serves; the line.
+    fn wait_ready(&mut self, log: &Path, from: u64) -> anyhow::Result<String> {
         host::wait_for(START_PATIENCE, &format!("\"{READY}\" in {}", log.display()), || {
             let text = read_from(log, from)?;
-            if text.contains(READY) {
-                return Ok(Some(()));
+            // A line is written whole, but may be read in parts.
+            let said = text.split_inclusive('\n').find(|line| line.contains(READY));
+            if let Some(line) = said.filter(|line| line.ends_with('\n')) {
+                return Ok(Some(line.to_owned()));
             }
             if let Some(status) = self.child.try_wait()? {
                 bail!("it ended: {status}; its log:\n{}", last_lines(&text, 20));
@@ -147,6 +156,21 @@ pub(super) fn make_ca(program: &Path, dir: &Path) -> anyhow::Result<(PathBuf, Pa
     Ok((dir.join("root-cert.pem"), dir.join("root-key.pem")))
 }
 
+/// From a moment to that of a log's line, which begins with its time (RFC 3339, UTC); less than a day.
+fn since(start: SystemTime, line: &str) -> Option<Duration> {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let (_, time) = line.split_whitespace().next()?.strip_suffix('Z')?.split_once('T')?;
+    let mut parts = time.splitn(3, ':');
+    let mut part = || parts.next()?.parse::<f64>().ok();
+    let seconds = part()? * 3600.0 + part()? * 60.0 + part()?;
+    let end = Duration::try_from_secs_f64(seconds).ok()?;
+    let start = start.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_micros() % DAY.as_micros();
+    let start = Duration::from_micros(u64::try_from(start).ok()?);
+    // The next day has begun meanwhile.
+    let end = if end < start { end + DAY } else { end };
+    Some(end - start)
+}
+
 fn read_from(path: &Path, from: u64) -> anyhow::Result<String> {
     let mut file = fs::File::open(path)?;
     file.seek(SeekFrom::Start(from))?;
@@ -159,4 +183,19 @@ fn read_from(path: &Path, from: u64) -> anyhow::Result<String> {
 pub(super) fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_to_a_line_is_read_from_it() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_micros(seconds);
+        let line = "2001-09-09T01:46:40.750000Z  INFO mesh_agent::agent::node: agent ready";
+        assert_eq!(since(at(1_000_000_000_500_000), line), Some(Duration::from_millis(250)));
+        let midnight = "1970-01-02T00:00:01.000000Z  INFO agent ready";
+        assert_eq!(since(at(86_399_000_000), midnight), Some(Duration::from_secs(2)));
+        assert_eq!(since(at(0), "agent ready"), None);
+    }
 }

@@ -467,6 +467,17 @@ impl Lab {
         self.shared.lock().agents.get_mut(node).and_then(Agent::pid)
     }
 
+    /// How long a node's agent took from the start of its process until it served; the programs that
+    /// lead into the node's namespace and cgroup are in it.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn agent_start_time(&self, node: &str) -> anyhow::Result<Duration> {
+        let state = self.shared.lock();
+        let agent = state.agents.get(node).with_context(|| format!("{node} has no agent"))?;
+        Ok(agent.start_time)
+    }
+
     /// Resident memory of a node's agent in KiB; 0 if it has none.
     #[must_use]
     pub fn agent_memory_kib(&self, node: &str) -> u64 {

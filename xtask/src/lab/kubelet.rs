@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::cluster::{Cluster, TEMPLATE_HASH, Wanted, set_label};
 use super::manifest::text_at;
-use super::names::{LabId, MAX_PODS_PER_NODE};
+use super::names::{LabId, MAX_POD_HOST};
 use super::pod::{Place, Pod};
 use super::topology::Node;
 
@@ -163,7 +163,7 @@ impl Kubelet {
         let taken: Vec<u8> =
             self.pods.values().filter(|pod| pod.node == *node).map(|pod| pod.host).collect();
         let last = self.last_host[at];
-        let mut candidates = (last + 1..=MAX_PODS_PER_NODE).chain(FIRST_HOST..=last);
+        let mut candidates = (last + 1..=MAX_POD_HOST).chain(FIRST_HOST..=last);
         let Some(host) = candidates.find(|host| !taken.contains(host)) else {
             bail!("{node} has no address left");
         };

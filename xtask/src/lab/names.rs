@@ -10,8 +10,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 pub(super) const MAX_LABS: u8 = 99;
 /// Nodes of one lab: a node's number is the third byte of its pods' addresses.
 pub(super) const MAX_NODES: u8 = 60;
-/// Pods that a node has addresses for.
-pub(super) const MAX_PODS_PER_NODE: u8 = 240;
+/// Last host part that a node's pod may have: the one before the range's broadcast address.
+pub(super) const MAX_POD_HOST: u8 = 254;
 /// First two groups and a half of every IPv6 address: unique local (RFC 4193), "malha" in ASCII.
 const V6_PREFIX: [u16; 3] = [0xfd6d, 0x616c, 0x6861];
 /// The third byte from which on IPv4 addresses are virtual ones.
@@ -109,7 +109,7 @@ mod tests {
             assert!(seen.insert(lab.fabric()));
             for node in 1..=60 {
                 assert!(seen.insert(lab.node(node)));
-                assert!((2..=MAX_PODS_PER_NODE).all(|host| seen.insert(lab.pod(node, host))));
+                assert!((2..=MAX_POD_HOST).all(|host| seen.insert(lab.pod(node, host))));
             }
             assert!((1..2000).all(|number| seen.insert(lab.service(number))));
         }
