@@ -16,8 +16,9 @@ use crate::lab::{Conversation, Lab, Pod};
 use crate::tool::output;
 
 const PODS: &str = include_str!("../../../bench/peers/pods.yaml");
-/// Namespace and the value of its `istio.io/dataplane-mode`.
-const NAMESPACES: [(&str, &str); 2] = [("mesh", "malha"), ("plain", "none")];
+/// Namespace and the values of its labels `istio.io/dataplane-mode` and `malha.dev/same-node`.
+const NAMESPACES: [(&str, &str, &str); 3] =
+    [("mesh", "malha", "proxied"), ("direct", "malha", "direct"), ("plain", "none", "proxied")];
 
 /// How many threads serve in each agent and in each rival, and on which cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +43,8 @@ pub(super) enum Way {
     Direct,
     /// The mesh.
     Mesh,
+    /// The mesh, in a namespace whose pods of one node reach each other past the agent.
+    PastAgent,
     /// A proxy or a pair of them between pods outside the mesh.
     Rival(&'static str),
 }
@@ -86,15 +89,19 @@ impl Ground {
             .log_level("warn,mesh_agent::agent=info")
             .agent(&built.mesh_agent)
             .build()?;
-        for (namespace, mode) in NAMESPACES {
+        for (namespace, mode, same_node) in NAMESPACES {
             let pods = PODS.replace("NAMESPACE", namespace).replace("MODE", mode);
+            let pods = pods.replace("SAME_NODE", same_node);
             lab.apply(&pods.replace("ECHO", &path(&built.echo)))?;
         }
         lab.wait_all_ready()?;
         let mut ground = Self { rivals: BTreeMap::new(), lab, load: path(&built.load), setting };
-        let pods: Vec<Pod> = ["client", "far", "near"]
+        let pods: Vec<Pod> = ["mesh", "direct"]
             .iter()
-            .map(|name| ground.lab.pod(&format!("mesh/{name}")))
+            .flat_map(|namespace| {
+                ["client", "far", "near"].map(|name| format!("{namespace}/{name}"))
+            })
+            .map(|name| ground.lab.pod(&name))
             .collect::<anyhow::Result<_>>()?;
         pods.iter().try_for_each(|pod| ground.lab.wait_enrolled(pod))?;
         ground.pin_all()?;
@@ -209,7 +216,7 @@ impl Ground {
     pub(super) fn proxies(&self, way: Way) -> anyhow::Result<Vec<u32>> {
         Ok(match way {
             Way::Direct => Vec::new(),
-            Way::Mesh => {
+            Way::Mesh | Way::PastAgent => {
                 let agents = self.lab.nodes();
                 agents.iter().filter_map(|node| self.lab.agent_pid(node)).collect()
             }
@@ -226,7 +233,11 @@ impl Ground {
 }
 
 fn namespace(way: Way) -> &'static str {
-    if way == Way::Mesh { "mesh" } else { "plain" }
+    match way {
+        Way::Mesh => "mesh",
+        Way::PastAgent => "direct",
+        Way::Direct | Way::Rival(_) => "plain",
+    }
 }
 
 fn place(server: Server) -> &'static str {

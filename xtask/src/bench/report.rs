@@ -28,6 +28,7 @@ pub(super) struct Measured {
 /// The mesh's processor time by a peer's.
 #[derive(Debug, Serialize)]
 pub(super) struct Ratio {
+    pub(super) what: &'static str,
     pub(super) to: &'static str,
     pub(super) at_most: f64,
     /// Of each round.
@@ -146,17 +147,25 @@ impl Ratio {
         let of = |wanted: Way| {
             ways.iter().filter(move |(way, _)| *way == wanted).flat_map(|(_, rounds)| rounds)
         };
-        let pairs = of(Way::Mesh).zip(of(aim.to));
-        let rounds: Vec<f64> = pairs.map(|(own, peer)| own.proxies / peer.proxies).collect();
-        Self { to: aim.to.name(), at_most: aim.at_most, median: median(rounds.clone()), rounds }
+        let whole_path = aim.to == Way::Direct;
+        let cost = |one: &Outcome| if whole_path { one.path } else { one.proxies };
+        let pairs = of(aim.of).zip(of(aim.to));
+        let rounds: Vec<f64> = pairs.map(|(own, peer)| cost(own) / cost(peer)).collect();
+        Self {
+            what: if whole_path { "processor time of the whole path" } else { "processor time" },
+            to: aim.to.name(),
+            at_most: aim.at_most,
+            median: median(rounds.clone()),
+            rounds,
+        }
     }
 
     fn sentence(&self) -> String {
         let reached = if self.median <= self.at_most { "reached" } else { "not reached" };
         let (least, most) = spread(&self.rounds);
         format!(
-            "processor time to {}: {:.2} ({least:.2}-{most:.2}); aim {:.2}: {reached}",
-            self.to, self.median, self.at_most
+            "{} to {}: {:.2} ({least:.2}-{most:.2}); aim {:.2}: {reached}",
+            self.what, self.to, self.median, self.at_most
         )
     }
 }

@@ -43,9 +43,11 @@ pub(super) enum Unit {
     Gigabyte,
 }
 
-/// A ratio to reach: processor time of the mesh by that of a peer in the same round.
+/// A ratio to reach: processor time of the mesh by that of a peer in the same round; beside no mesh,
+/// which has no proxies, of the whole path.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Aim {
+    pub(super) of: Way,
     pub(super) to: Way,
     pub(super) at_most: f64,
 }
@@ -85,7 +87,7 @@ const PLAIN: Scenario = Scenario {
 };
 
 const fn aim(to: Way, at_most: f64) -> Aim {
-    Aim { to, at_most }
+    Aim { of: Way::Mesh, to, at_most }
 }
 
 const NGINX_HOP: Way = Way::Rival("nginx hop");
@@ -185,11 +187,21 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "l4-near",
-        about: "1 KiB answers over 64 TCP connections, both pods on one node: one pass",
+        about: "1 KiB answers over 64 TCP connections, both pods on one node: one pass, and direct",
         server: Server::Near,
         port: TCP,
         words: KEPT,
-        ways: &[Way::Direct, Way::Mesh],
+        ways: &[Way::Direct, Way::PastAgent, Way::Mesh],
+        aims: &[Aim { of: Way::PastAgent, to: Way::Direct, at_most: 1.1 }],
+        ..PLAIN
+    },
+    Scenario {
+        name: "l4-near-new",
+        about: "a TCP connection for each request, 16 at once, both pods on one node",
+        server: Server::Near,
+        port: TCP,
+        words: NEW,
+        ways: &[Way::Direct, Way::PastAgent, Way::Mesh],
         ..PLAIN
     },
     Scenario {
@@ -367,6 +379,7 @@ impl Way {
         match self {
             Self::Direct => "no mesh",
             Self::Mesh => "malha",
+            Self::PastAgent => "malha direct",
             Self::Rival(name) => name,
         }
     }
@@ -382,7 +395,7 @@ mod tests {
         for scenario in SCENARIOS {
             let known = |way: &Way| match way {
                 Way::Rival(name) => RIVALS.iter().any(|rival| rival.name == *name),
-                Way::Direct | Way::Mesh => true,
+                Way::Direct | Way::Mesh | Way::PastAgent => true,
             };
             assert!(scenario.ways.iter().all(known), "{}", scenario.name);
             assert!(scenario.ways.contains(&Way::Mesh), "{}", scenario.name);
