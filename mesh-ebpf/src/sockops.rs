@@ -9,8 +9,7 @@
 
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
-    BPF_TCP_SYN_SENT,
+    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
 };
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
@@ -72,12 +71,7 @@ fn reached(ctx: &SockOpsContext) {
 }
 
 #[inline(always)]
-fn report(
-    ends: &Ends,
-    origin: &OriginalDestination,
-    kind: u16,
-    (sent, received): (u64, u64),
-) {
+fn report(ends: &Ends, origin: &OriginalDestination, kind: u16, (sent, received): (u64, u64)) {
     let flow = Flow {
         sent,
         received,

@@ -13,7 +13,8 @@ const DIRECT: &str = "direct";
 const PROXIED: &str = "proxied";
 
 /// Adds to `snapshot` the services whose namespace asks for it and on which no object has a say
-/// that the kernel could not follow.
+/// that the kernel could not follow. Whatever else comes to decide about TCP connections (a route, an
+/// authorization policy) has to be asked here, too.
 pub(super) fn compile(view: &View<'_>, snapshot: &mut Snapshot, diagnostics: &mut Vec<Diagnostic>) {
     for namespace in view.namespaces.values() {
         let mut report = namespace.report();
