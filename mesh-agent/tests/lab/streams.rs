@@ -4,6 +4,7 @@
 //! server's namespace accepts mutual TLS only, so an answer proves that the connection was captured.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use serde_json::Value;
 use xtask::lab::{Conversation, Lab, Pod};
@@ -112,7 +113,12 @@ fn a_gibibyte_arrives_whole_in_both_directions() {
 fn thousands_of_connections_at_once() {
     let Some(lab) = up(2) else { return };
     let client = lab.pod("shop/client").unwrap();
-    for target in ["near:9000", "far:9000"] {
+    // By address: thousands of lookups at once would only try the lab's name server.
+    let [near, far] = ["shop/near", "shop/far"].map(|service| {
+        let ip = lab.service_ips(service).unwrap()[0];
+        SocketAddr::new(ip, 9000).to_string()
+    });
+    for target in [&near, &far] {
         let ping = ["malha-load", "tcp", "ping", "--connections", "2000", "--messages", "3"];
         let report =
             support::json(&client, &[&ping, &["--timeout-ms", "60000", target][..]].concat());
@@ -123,7 +129,7 @@ fn thousands_of_connections_at_once() {
         );
     }
     let before = lab.agent_memory_kib("node1");
-    let idle = ["malha-load", "tcp", "idle", "--connections", "9000", "--hold", "1", "far:9000"];
+    let idle = ["malha-load", "tcp", "idle", "--connections", "9000", "--hold", "1", &far];
     let mut idle = client.converse(&idle).unwrap();
     let mut step = || serde_json::from_str::<Value>(&idle.line().unwrap()).expect("JSON");
     let open = step();
