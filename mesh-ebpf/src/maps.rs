@@ -130,7 +130,7 @@ pub fn is_admitted(key: &AdmitKey) -> bool {
 /// Announces an application's own connection.
 #[inline(always)]
 pub fn admit_direct(key: &AdmitKey) -> Result<(), i32> {
-    ADMITTED.insert(key, &ADMITTED_DIRECT, 0)
+    ADMITTED.insert(key, ADMITTED_DIRECT, 0)
 }
 
 /// A direct service.

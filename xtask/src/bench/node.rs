@@ -33,9 +33,9 @@ const NODE: &str = "node1";
 /// Pods in the mesh on it, [`OWN`] among them.
 const PODS: usize = 250;
 /// Pods of every lab for measurements that are in the mesh there.
-const OWN: usize = 2;
+const OWN: usize = 4;
 /// Deployments that the other pods belong to, each with a Service and a service account.
-const GROUPS: usize = 8;
+const GROUPS: usize = 6;
 const GROUP: &str = include_str!("../../../bench/peers/group.yaml");
 const STARTS: usize = 20;
 /// The traffic of the hot pod: 64 connections.
@@ -271,7 +271,7 @@ mod tests {
         let starts = |pods, ms| Starts { pods, milliseconds: vec![ms, 40.0, 20.0] }.sentence();
         assert_eq!(
             starts(OWN, 25.0),
-            "3 starts with 2 pods: ready after 25.0 ms (20.0-40.0); aim 30: reached"
+            "3 starts with 4 pods: ready after 25.0 ms (20.0-40.0); aim 30: reached"
         );
         assert!(starts(OWN, 31.0).ends_with("not reached"));
         assert!(starts(PODS, 31.0).ends_with("(20.0-40.0)"));
