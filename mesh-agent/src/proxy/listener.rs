@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::spread;
-use super::worker::{LoadGuard, Worker};
+use super::worker::{Command, LoadGuard, Worker};
 use crate::tunnel::{LocalPod, Permit, reset_tcp};
 
 /// First pause after an `accept` error such as too many open files; doubles up to the second one.
@@ -122,8 +122,8 @@ fn give(worker: &Rc<Worker>, pod: &Arc<LocalPod>, kind: Kind, stream: StdStream,
     };
     if chosen == worker.index {
         worker.serve(accepted);
-    } else if let Some(accepted) = handle.adopt(accepted) {
-        worker.serve(accepted);
+    } else {
+        handle.send(Command::Adopt(accepted));
     }
 }
 

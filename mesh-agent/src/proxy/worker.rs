@@ -75,14 +75,6 @@ impl WorkerHandle {
     pub fn send(&self, command: Command) {
         let _ = self.commands.send(command);
     }
-
-    /// Hands over a connection; gives it back if the worker has ended.
-    pub(super) fn adopt(&self, accepted: Accepted) -> Option<Accepted> {
-        match self.commands.send(Command::Adopt(accepted)) {
-            Err(mpsc::error::SendError(Command::Adopt(accepted))) => Some(accepted),
-            _ => None,
-        }
-    }
 }
 
 /// Counts one open connection for as long as it lives.
@@ -177,31 +169,13 @@ impl Worker {
                 }
                 Command::Adopt(accepted) => worker.serve(accepted),
                 Command::Drain(limit) => {
-                    let _ = tokio::time::timeout(limit, worker.finish(&mut commands)).await;
+                    worker.drain.cancel();
+                    worker.tracker.close();
+                    let _ = tokio::time::timeout(limit, worker.tracker.wait()).await;
                     return;
                 }
             }
         }
-    }
-
-    /// Finishes what is open. Other workers hear of the drain a moment later, and hand over what they
-    /// have accepted until then: that is served, too.
-    async fn finish(self: &Rc<Self>, commands: &mut mpsc::UnboundedReceiver<Command>) {
-        self.drain.cancel();
-        self.tracker.close();
-        loop {
-            tokio::select! {
-                biased;
-                command = commands.recv() => match command {
-                    Some(Command::Adopt(accepted)) => self.serve(accepted),
-                    Some(_) => {}
-                    None => break,
-                },
-                // Nothing more can come once it is closed; what waits is read first.
-                () = self.tracker.wait() => commands.close(),
-            }
-        }
-        self.tracker.wait().await;
     }
 
     /// One worker tells of the connections that go past all of them.
