@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::capture::DirectPort;
-use crate::model::{Protocol, Readiness, Snapshot};
+use crate::model::{Protocol, Snapshot, in_use};
 use crate::proxy::Shared;
 use crate::tunnel::LocalPods;
 
@@ -17,8 +17,6 @@ pub(super) struct DirectTable {
     from: Option<(u64, Arc<LocalPods>)>,
     /// Where direct connections may go, and may stay.
     allowed: BTreeSet<SocketAddr>,
-    /// Whether connections from before this agent have been looked at.
-    looked: bool,
 }
 
 impl DirectTable {
@@ -35,10 +33,11 @@ impl DirectTable {
         if let Err(error) = shared.capture.set_direct(ports) {
             tracing::error!(%error, "cannot write the direct services: some go through the agent");
         }
-        if !self.looked || self.allowed.iter().any(|endpoint| !allowed.contains(endpoint)) {
+        // At first there may be connections from before this agent.
+        if self.from.is_none() || self.allowed.iter().any(|endpoint| !allowed.contains(endpoint)) {
             end_others(shared, &pods, &allowed);
         }
-        *self = Self { from: Some((snapshot.generation, pods)), allowed, looked: true };
+        *self = Self { from: Some((snapshot.generation, pods)), allowed };
     }
 }
 
@@ -76,10 +75,8 @@ fn table(
                 let family =
                     port.endpoints.iter().filter(|one| one.address.is_ipv4() == ip.is_ipv4());
                 allowed.extend(family.clone().map(|endpoint| endpoint.address));
-                let best = family.clone().map(|endpoint| endpoint.readiness).min();
-                let best = best.filter(|readiness| *readiness != Readiness::NotReady);
-                let used = family.filter(|endpoint| Some(endpoint.readiness) == best);
-                let used: Vec<SocketAddr> = used.map(|endpoint| endpoint.address).collect();
+                let used: Vec<SocketAddr> =
+                    in_use(family).map(|endpoint| endpoint.address).collect();
                 let local = used.iter().copied().filter(|address| is_local(&address.ip()));
                 let local: Vec<SocketAddr> = local.collect();
                 if local.is_empty() {
@@ -97,7 +94,7 @@ fn table(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Endpoint, Service, ServiceKey, ServiceKind, ServicePort};
+    use crate::model::{Endpoint, Readiness, Service, ServiceKey, ServiceKind, ServicePort};
 
     fn snapshot(protocol: Protocol, endpoints: &[(&str, Readiness)]) -> Snapshot {
         let key = ServiceKey { namespace: "db".into(), name: "db".into() };

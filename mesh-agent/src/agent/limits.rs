@@ -111,14 +111,14 @@ mod tests {
         let mounts = "proc /proc proc rw 0 0\ncgroup2 /c cgroup2 rw 0 0\n";
         let own = own_cgroup("1:cpu:/x\n0::/pods/agent\n", mounts).unwrap();
         assert_eq!(own, (PathBuf::from("/c"), PathBuf::from("/c/pods/agent")));
-        let dir = std::env::temp_dir().join(format!("malha-limits-{}", std::process::id()));
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = temporary.path();
         let inner = dir.join("pods/agent");
         fs::create_dir_all(&inner).unwrap();
-        assert_eq!(cgroup_limit(&dir, &inner), None);
+        assert_eq!(cgroup_limit(dir, &inner), None);
         fs::write(inner.join("memory.max"), "max\n").unwrap();
         fs::write(dir.join("pods/memory.max"), "4096\n").unwrap();
         fs::write(dir.join("memory.max"), "8192\n").unwrap();
-        assert_eq!(cgroup_limit(&dir, &inner), Some(4096));
-        fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(cgroup_limit(dir, &inner), Some(4096));
     }
 }

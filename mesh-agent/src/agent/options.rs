@@ -85,8 +85,8 @@ pub struct NodeOptions {
     /// Memory in MiB that connections of all pods may take: a sixth for sockets (32 KiB each), a
     /// sixth for tunnel streams (96 KiB), a third for HTTP requests (640 KiB), a third for larger
     /// buffers. A pod may hold no more of each than twice what it leaves free to the others: at that
-    /// its connections are reset, its requests answered 503, its buffers small. Without it, three quarters of the machine's memory
-    /// or of the limit of a cgroup that the agent is in.
+    /// its connections are reset, its requests answered 503, its buffers small. Without it, three
+    /// quarters of the machine's memory or of the limit of a cgroup that the agent is in.
     #[arg(long)]
     pub max_memory_mib: Option<u64>,
     /// Excluded ports, and excluded address ranges, of all pods of the node.

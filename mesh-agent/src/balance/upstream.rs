@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use rustc_hash::FxHashMap;
 
 use super::pick::choose;
-use crate::model::{Endpoint, LoadBalancer, Readiness, ServiceKey, Subset};
+use crate::model::{Endpoint, LoadBalancer, ServiceKey, Subset, in_use};
 
 /// What an upstream is: one client's view of a service port, or of a subset of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -187,10 +187,7 @@ impl View {
             let selected = |found: &&Endpoint| {
                 Family::of(found.address) == family && is_selected(found, generation)
             };
-            let best = generation.endpoints.iter().filter(selected).map(|one| one.readiness).min();
-            let Some(best) = best.filter(|best| *best != Readiness::NotReady) else { continue };
-            let chosen =
-                generation.endpoints.iter().filter(selected).filter(|one| one.readiness == best);
+            let chosen = in_use(generation.endpoints.iter().filter(selected));
             let candidates = chosen.map(|endpoint| Candidate {
                 endpoint: endpoint.clone(),
                 active: counts

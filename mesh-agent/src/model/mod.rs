@@ -20,7 +20,9 @@ pub use route::{
     KeyMatch, PathRewrite, Redirect, RedirectPath, RedirectPort, Rewrite, StringMatch,
     VirtualService, Visibility, WeightedDestination, path_of,
 };
-pub use service::{Endpoint, Protocol, Readiness, Service, ServiceKey, ServiceKind, ServicePort};
+pub use service::{
+    Endpoint, Protocol, Readiness, Service, ServiceKey, ServiceKind, ServicePort, in_use,
+};
 pub use snapshot::{MeshSettings, Snapshot};
 pub use traffic::{DestinationRule, LoadBalancer, Subset, TrafficPolicy};
 pub use workload::{CaptureRules, Workload, WorkloadName};

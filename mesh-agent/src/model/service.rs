@@ -80,6 +80,16 @@ pub enum Readiness {
     NotReady,
 }
 
+/// Those among `endpoints` that new work goes to: the ready ones, or where none is, those that
+/// terminate and still serve.
+pub fn in_use<'a>(
+    endpoints: impl Iterator<Item = &'a Endpoint> + Clone,
+) -> impl Iterator<Item = &'a Endpoint> {
+    let best = endpoints.clone().map(|endpoint| endpoint.readiness).min();
+    let best = best.filter(|readiness| *readiness != Readiness::NotReady);
+    endpoints.filter(move |endpoint| Some(endpoint.readiness) == best)
+}
+
 /// One port of a service with its endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {

@@ -221,11 +221,12 @@ async fn open(worker: &Rc<Worker>, facts: &Facts) -> Result<Opened, Failure> {
     let rule = snapshot.destination_rule(service, &facts.source.name.namespace);
     let policy = rule.map(|rule| rule.policy(None, port.port).clone()).unwrap_or_default();
     let mut last = Failure::NoEndpoint;
-    let pods = worker.shared.pods.load();
-    let is_direct =
-        |address: &SocketAddr| facts.elsewhere && pods.by_ip.contains_key(&address.ip());
-    let mut tried: Vec<SocketAddr> =
-        port.endpoints.iter().map(|endpoint| endpoint.address).filter(is_direct).collect();
+    let mut tried: Vec<SocketAddr> = Vec::new();
+    if facts.elsewhere {
+        let pods = worker.shared.pods.load();
+        let is_direct = |address: &SocketAddr| pods.by_ip.contains_key(&address.ip());
+        tried.extend(port.endpoints.iter().map(|endpoint| endpoint.address).filter(is_direct));
+    }
     for _ in 0..ATTEMPTS {
         let picked = facts.live.pick(&Ask {
             source: &facts.source,

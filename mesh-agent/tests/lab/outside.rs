@@ -99,9 +99,7 @@ struct External {
 
 impl External {
     fn start(lab: &Lab) -> Self {
-        let addresses = lab.outside(&["hostname", "-I"]).unwrap().output().unwrap();
-        let addresses = String::from_utf8_lossy(&addresses.stdout).into_owned();
-        let addresses = addresses.split_whitespace().map(|ip| ip.parse().unwrap()).collect();
+        let addresses = support::outside_addresses(lab);
         let path = |name: &str| lab.shared_dir().join(name).to_str().unwrap().to_owned();
         let (certificate, key) = (path("external.crt"), path("external.key"));
         let names = "subjectAltName=DNS:external.example,DNS:kubernetes.default.svc";

@@ -91,9 +91,9 @@ fn an_agent_goes_on_when_the_next_one_crashes() {
         // It is this one's socket again, and its listeners: a pod that comes now is taken in.
         let status = lab.meshctl("node1", &["status"]).unwrap();
         assert!(status.contains("node1"), "{status}");
-        let late = LATE.replace("late", &format!("late{round}"));
-        lab.apply(&late).unwrap();
-        let late = lab.wait_ready(&format!("shop/late{round}")).unwrap();
+        let name = format!("late{round}");
+        lab.apply(&support::client(&name, "node1")).unwrap();
+        let late = lab.wait_ready(&format!("shop/{name}")).unwrap();
         lab.wait_enrolled(&late).unwrap();
         assert_eq!(asks(&late, "http://far.shop/"), Some("200".into()));
     }
@@ -105,17 +105,6 @@ fn an_agent_goes_on_when_the_next_one_crashes() {
     }
     assert_eq!(pinned(&pins).len(), before.len() + 2, "two pods more");
 }
-
-/// A client that comes later.
-const LATE: &str = r#"
-kind: Pod
-apiVersion: v1
-metadata: { name: late, namespace: shop }
-spec:
-  nodeName: node1
-  serviceAccountName: client
-  containers: [{ name: main, image: curlimages/curl, command: [sleep, infinity] }]
-"#;
 
 /// A pod in the mesh whose connections to port 9000 are not.
 const PARTLY: &str = r#"

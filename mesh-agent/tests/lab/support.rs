@@ -108,6 +108,13 @@ spec:
     )
 }
 
+/// Addresses of the host outside the cluster.
+pub(crate) fn outside_addresses(lab: &Lab) -> Vec<IpAddr> {
+    let output = lab.outside(&["hostname", "-I"]).unwrap().output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.split_whitespace().map(|ip| ip.parse().unwrap()).collect()
+}
+
 /// Plaintext is refused in the namespace `shop`.
 pub(crate) const STRICT: &str = r#"
 kind: PeerAuthentication

@@ -4,8 +4,6 @@
 //! `connect` of a captured socket has succeeded before the agent knows, so the first one is reset.
 //! What is outside the mesh is left to the kernel from then on, until it answers.
 
-use std::process::Command;
-
 use xtask::lab::{Conversation, Lab, Pod};
 
 use crate::support::{self, SHOP, SHOP_PODS, of_family};
@@ -70,10 +68,6 @@ fn once_reset(captured: &Pod, other: &Pod, address: &str, port: u16) -> String {
     plain
 }
 
-fn outside(lab: &Lab, words: &[&str]) -> Command {
-    lab.outside(words).expect("the lab has an outside")
-}
-
 #[test]
 fn what_cannot_be_reached_is_told_as_without_the_mesh() {
     let Some(lab) = support::lab(2) else { return };
@@ -81,9 +75,8 @@ fn what_cannot_be_reached_is_told_as_without_the_mesh() {
     lab.wait_all_ready().unwrap();
     let client = lab.pod("shop/client").unwrap();
     let stranger = lab.pod("outside/stranger").unwrap();
-    let output = outside(&lab, &["hostname", "-I"]).output().unwrap();
-    let addresses = String::from_utf8_lossy(&output.stdout).into_owned();
-    let addresses: Vec<&str> = addresses.split_whitespace().collect();
+    let addresses: Vec<String> =
+        support::outside_addresses(&lab).iter().map(ToString::to_string).collect();
     assert!(addresses.len() >= 2, "both families: {addresses:?}");
 
     for address in &addresses {
@@ -94,9 +87,9 @@ fn what_cannot_be_reached_is_told_as_without_the_mesh() {
     assert!(nowhere.ends_with("UNREACH"), "{nowhere}");
     let drop = "table inet hole { chain input { type filter hook input priority 0; \
                 tcp dport 10 drop; }; }";
-    let dropped = outside(&lab, &["nft", drop]).output().unwrap();
+    let dropped = lab.outside(&["nft", drop]).unwrap().output().unwrap();
     assert!(dropped.status.success(), "{dropped:?}");
-    assert_eq!(once_reset(&client, &stranger, addresses[0], 10), "connect timeout");
+    assert_eq!(once_reset(&client, &stranger, &addresses[0], 10), "connect timeout");
 
     // A closed port of a pod that the mesh knows goes through the mesh each time.
     let far = lab.pod("shop/far").unwrap();
@@ -107,14 +100,14 @@ fn what_cannot_be_reached_is_told_as_without_the_mesh() {
             assert!(is_reset(&seen), "{}, {address}: {seen}", pod.name);
         }
     }
-    answers_again(&lab, &client, addresses[0]);
+    answers_again(&lab, &client, &addresses[0]);
     comes_into_the_mesh(&lab, &client);
-    falls_back(&client, addresses[0]);
+    falls_back(&client, &addresses[0]);
 }
 
 /// Once it answers, it goes through the agent again.
 fn answers_again(lab: &Lab, client: &Pod, address: &str) {
-    let mut command = outside(lab, &["python3", "-c", PORTS]);
+    let mut command = lab.outside(&["python3", "-c", PORTS]).unwrap();
     let mut server = Conversation::start(&mut command).expect("python starts");
     assert_eq!(server.line().unwrap(), "ready");
     assert_eq!(attempt(client, address, 9, 20), "uncaptured", "the first that is answered");

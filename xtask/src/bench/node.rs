@@ -21,7 +21,7 @@ use crate::lab::wait_for;
 pub(super) const NAMES: [(&str, &str); 3] = [
     (
         "start",
-        "time from the start of an agent's process until it serves, with 2 pods and with 250",
+        "time from the start of an agent's process until it serves, with 4 pods and with 250",
     ),
     ("pods", "250 pods, 4 workers: descriptors, memory and processor time while nothing happens"),
     ("hot-pod", "64 connections of one of 250 pods on an agent with 4 workers: time by worker"),
