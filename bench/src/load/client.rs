@@ -3,6 +3,7 @@
 //! A dropped connection takes its task with it.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
@@ -21,6 +22,12 @@ use super::TargetArgs;
 use super::report::{ErrorKind, Failure};
 
 type Body = Full<Bytes>;
+
+/// An answer, or an error that may bring the request back.
+type Sent = Result<Response<Incoming>, TrySendError<Request<Body>>>;
+
+/// How often a request that no server has begun with is sent again.
+const RESENDS: u32 = 3;
 
 /// Where to connect and the head of every request.
 #[derive(Debug)]
@@ -34,6 +41,7 @@ pub(super) struct Target {
 /// A connection and the task that drives it.
 pub(super) struct Connection<S> {
     sender: S,
+    since: Instant,
     _driver: JoinSet<()>,
 }
 
@@ -121,7 +129,7 @@ impl Target {
         let mut driver = JoinSet::new();
         // Its error reaches whoever waits for an answer.
         driver.spawn(async move { drop(connection.with_upgrades().await) });
-        Ok(Connection { sender, _driver: driver })
+        Ok(Connection { sender, since: Instant::now(), _driver: driver })
     }
 
     async fn http2(&self) -> Result<Http2, Failure> {
@@ -131,7 +139,7 @@ impl Target {
             .map_err(|error| ErrorKind::Handshake.because(&error))?;
         let mut driver = JoinSet::new();
         driver.spawn(async move { drop(connection.await) });
-        Ok(Connection { sender, _driver: driver })
+        Ok(Connection { sender, since: Instant::now(), _driver: driver })
     }
 }
 
@@ -144,14 +152,32 @@ impl Link {
         }
     }
 
-    /// Sends a request, on a new connection if there is none; counts those it made.
+    /// Sends a request, on a new connection if there is none; counts those it made. A request that
+    /// a connection which ends has not begun with goes out again, as with any client.
     pub(super) async fn send(
+        &mut self,
+        target: &Target,
+        request: impl Fn() -> Request<Body>,
+        connections: &mut u64,
+    ) -> Result<Response<Incoming>, Failure> {
+        for _ in 0..RESENDS {
+            match self.try_send(target, request(), connections).await? {
+                Ok(response) => return Ok(response),
+                Err(error) if is_untouched(&error) => self.abandon(),
+                Err(error) => return Err(ErrorKind::Request.because(error.error())),
+            }
+        }
+        let last = self.try_send(target, request(), connections).await?;
+        last.map_err(|error| ErrorKind::Request.because(error.error()))
+    }
+
+    async fn try_send(
         &mut self,
         target: &Target,
         request: Request<Body>,
         connections: &mut u64,
-    ) -> Result<Response<Incoming>, Failure> {
-        let answer = match self {
+    ) -> Result<Sent, Failure> {
+        Ok(match self {
             Self::Http1(slot) => {
                 // The server may have closed it while it was idle.
                 if let Some(connection) = slot
@@ -167,7 +193,7 @@ impl Link {
                         slot.insert(made)
                     }
                 };
-                connection.sender.send_request(request).await
+                connection.sender.try_send_request(request).await
             }
             Self::Http2(slot) => {
                 let mut slot = slot.lock().await;
@@ -182,10 +208,16 @@ impl Link {
                 let mut sender = sender.clone();
                 // Others may send while this one waits.
                 drop(slot);
-                sender.send_request(request).await
+                sender.try_send_request(request).await
             }
-        };
-        answer.map_err(|error| ErrorKind::Request.because(&error))
+        })
+    }
+
+    /// Drops a connection of one's own that is older than `age`.
+    pub(super) fn renew(&mut self, age: Duration) {
+        if let Self::Http1(slot) = self {
+            slot.take_if(|connection| connection.since.elapsed() >= age);
+        }
     }
 
     /// Drops a connection of one's own; a shared one stays, as others use it.
@@ -194,6 +226,18 @@ impl Link {
             *slot = None;
         }
     }
+}
+
+/// Nothing of it was sent, or the server says so (RFC 9113 section 8.7).
+fn is_untouched(error: &TrySendError<Request<Body>>) -> bool {
+    let source = std::error::Error::source(error.error());
+    let refused =
+        source.and_then(|source| source.downcast_ref::<h2::Error>()).is_some_and(|error| {
+            let after_last = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+            let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+            error.is_remote() && (after_last || refused)
+        });
+    refused || error.message().is_some()
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ struct Job {
     expected: Option<String>,
     timeout: Duration,
     new_connections: bool,
+    connection_age: Option<Duration>,
     grpc: bool,
     count_header: Option<HeaderName>,
     /// Whether bodies are only counted.
@@ -114,6 +115,7 @@ fn prepare(args: HttpArgs, start: Instant) -> anyhow::Result<Job> {
         expected,
         timeout: Duration::from_millis(args.timeout_ms),
         new_connections: args.new_connections,
+        connection_age: args.connection_age.map(seconds).transpose()?,
         grpc: args.grpc,
         count_header: args.count_header,
         discard: args.discard,
@@ -139,6 +141,9 @@ async fn work(job: Arc<Job>, mut link: Link) -> anyhow::Result<Counts> {
         counts.requests += 1;
         if job.new_connections {
             link = job.target.link();
+        }
+        if let Some(age) = job.connection_age {
+            link.renew(age);
         }
         let exchange = exchange(&job, &mut link, &mut counts.connections);
         match timeout(job.timeout, exchange).await {
@@ -177,12 +182,15 @@ fn count(counts: &mut Counts, job: &Job, answer: Answer) {
 }
 
 async fn exchange(job: &Job, link: &mut Link, connections: &mut u64) -> Result<Answer, Failure> {
-    let mut request = job.target.request(job.method.clone(), job.body.clone());
-    if job.new_connections && matches!(link, Link::Http1(_)) {
-        request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    let response = link.send(&job.target, request, connections).await?;
-    read(response, job).await
+    let last = job.new_connections && matches!(link, Link::Http1(_));
+    let request = || {
+        let mut request = job.target.request(job.method.clone(), job.body.clone());
+        if last {
+            request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        request
+    };
+    read(link.send(&job.target, request, connections).await?, job).await
 }
 
 async fn read(response: Response<Incoming>, job: &Job) -> Result<Answer, Failure> {

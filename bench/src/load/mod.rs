@@ -95,6 +95,9 @@ struct HttpArgs {
     /// A connection for each request
     #[arg(long)]
     new_connections: bool,
+    /// Close a connection of HTTP/1.1 at this age, between two requests
+    #[arg(long, value_name = "SECONDS", conflicts_with = "new_connections")]
+    connection_age: Option<f64>,
     /// Requests per second, evenly spaced; latency counts from when a request was due
     #[arg(long)]
     rate: Option<f64>,

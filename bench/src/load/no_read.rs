@@ -32,7 +32,7 @@ pub(super) async fn run(args: NoReadArgs) -> anyhow::Result<()> {
     for shared in shared.iter().cycle().take(args.requests) {
         let mut link = shared.share();
         let request = target.request(Method::GET, Bytes::new());
-        let sent = timeout(limit, link.send(&target, request, &mut connections)).await;
+        let sent = timeout(limit, link.send(&target, || request.clone(), &mut connections)).await;
         if let Ok(Ok(answer)) = sent {
             answers.push(answer);
             links.push(link);

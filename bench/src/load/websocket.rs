@@ -36,7 +36,7 @@ pub(super) async fn run(args: WebsocketArgs) -> anyhow::Result<()> {
     headers.insert(header::SEC_WEBSOCKET_KEY, HeaderValue::from_str(&key)?);
     let mut link = target.link();
     let answer = link
-        .send(&target, request, &mut counts.connections)
+        .send(&target, || request.clone(), &mut counts.connections)
         .await
         .map_err(|failure| anyhow::anyhow!("{}", failure.text))?;
     *counts.statuses.entry(answer.status().as_u16()).or_default() += 1;

@@ -53,9 +53,10 @@ pub async fn run(options: NodeOptions) -> anyhow::Result<()> {
     let workers = Arc::new(Workers::start(&shared, options.workers)?);
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
-    let (snapshots, snapshot) = watch::channel(Arc::new(Snapshot::default()));
+    let (snapshots, compiled) = watch::channel(Arc::new(Snapshot::default()));
+    let (force, in_force) = watch::channel(Arc::new(Snapshot::default()));
     let (reports, diagnostics) = watch::channel(Arc::new(Vec::new()));
-    tasks.spawn(follow_config(shared.clone(), snapshot.clone(), stop.clone()));
+    tasks.spawn(follow_config(shared.clone(), compiled, force, stop.clone()));
     let source = Source::Folder(options.config_dir.clone());
     let publish = Publish { snapshot: snapshots, diagnostics: reports };
     let config = crate::config::run(source, settings(&options), publish);
@@ -69,7 +70,7 @@ pub async fn run(options: NodeOptions) -> anyhow::Result<()> {
     let taken_back = Arc::new(Notify::new());
     let enroller =
         Enroller::new(shared.clone(), workers.clone(), &options, ready, taken_back.clone());
-    tasks.spawn(enroller.run(snapshot, stop.clone()));
+    tasks.spawn(enroller.run(in_force, stop.clone()));
     let socket = AdminSocket::bind(&options.admin_socket)
         .with_context(|| format!("cannot open {}", options.admin_socket.display()))?;
     let state = Arc::new(super::state::admin_state(&options, &shared, diagnostics));
@@ -185,10 +186,12 @@ fn read(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// Puts each snapshot in force on the data path.
+/// Puts each snapshot in force on the data path, and then tells of it: a pod's first connection may
+/// come as soon as it is enrolled.
 async fn follow_config(
     shared: Arc<Shared>,
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    in_force: watch::Sender<Arc<Snapshot>>,
     stop: CancellationToken,
 ) {
     loop {
@@ -199,5 +202,7 @@ async fn follow_config(
         let snapshot = snapshots.borrow_and_update().clone();
         shared.live.store(Arc::new(shared.live.load().next(snapshot.clone())));
         shared.capture.keep_unreached(|address| snapshot.is_outside(address));
+        // Nobody listens any more: the agent stops.
+        let _ = in_force.send(snapshot);
     }
 }

@@ -8,7 +8,7 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use http::{Method, Request, Response};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::body::RequestBody;
@@ -107,7 +108,7 @@ impl<C: Connect> Client<C> {
                 },
             }
         }
-        let connection = match self.open_http1(target).await {
+        let connection = match self.open_http1(target, &key).await {
             Ok(connection) => connection,
             Err(error) => return Err(SendError::Connect(error, Box::new(request))),
         };
@@ -161,7 +162,7 @@ impl<C: Connect> Client<C> {
     async fn http2(
         &self,
         target: &Target<'_>,
-        shared: &Shared,
+        shared: &Rc<Shared>,
     ) -> Result<(Http2, StreamGuard), ConnectError> {
         if let Some(found) = shared.take() {
             return Ok(found);
@@ -174,7 +175,7 @@ impl<C: Connect> Client<C> {
         if let Some(error) = shared.failed_since(failures) {
             return Err(error);
         }
-        match self.open_http2(target).await {
+        match self.open_http2(target, Rc::downgrade(shared)).await {
             Ok(connection) => Ok(shared.add(connection)),
             Err(error) => {
                 shared.fail(&error);
@@ -192,8 +193,9 @@ impl<C: Connect> Client<C> {
         }
     }
 
-    async fn open_http1(&self, target: &Target<'_>) -> Result<Http1, ConnectError> {
+    async fn open_http1(&self, target: &Target<'_>, key: &PoolKey) -> Result<Http1, ConnectError> {
         let io = self.dial(target).await?;
+        let retired = self.connect.retired(&io);
         let (sender, mut connection) = http1::Builder::new()
             .max_buf_size(http2::MAX_BUFFER)
             .handshake(TokioIo::new(io))
@@ -202,8 +204,19 @@ impl<C: Connect> Client<C> {
         let (give, upgraded) = oneshot::channel();
         let wanted = Rc::new(Cell::new(false));
         let asked = Rc::clone(&wanted);
+        let (pool, key, retiring) = (Rc::downgrade(&self.pool), key.clone(), retired.clone());
         self.tasks.spawn_local(async move {
-            match (&mut connection).await {
+            let ended = tokio::select! {
+                biased;
+                ended = &mut connection => ended,
+                () = cancelled(retiring) => {
+                    if let Some(pool) = pool.upgrade() {
+                        pool.close_retired(&key);
+                    }
+                    (&mut connection).await
+                }
+            };
+            match ended {
                 Ok(()) if asked.get() => {
                     let parts = connection.into_parts();
                     let io = Box::new(parts.io.into_inner());
@@ -214,26 +227,50 @@ impl<C: Connect> Client<C> {
                 Err(error) => tracing::trace!(%error, "upstream connection ended"),
             }
         });
-        Ok(Http1 { sender, upgraded, wanted })
+        Ok(Http1 { sender, upgraded, wanted, retired })
     }
 
-    async fn open_http2(&self, target: &Target<'_>) -> Result<Http2, ConnectError> {
+    async fn open_http2(
+        &self,
+        target: &Target<'_>,
+        shared: Weak<Shared>,
+    ) -> Result<Http2, ConnectError> {
         let io = self.dial(target).await?;
+        let retired = self.connect.retired(&io);
         let (sender, mut connection) = http2::connect(io).await.map_err(|error| remote(&error))?;
         let load = Load::new(INITIAL_STREAMS);
         let watched = Rc::clone(&load);
         self.tasks.spawn_local(async move {
-            let ended = poll_fn(|cx| {
+            let mut ended = poll_fn(|cx| {
                 let polled = Pin::new(&mut connection).poll(cx);
                 watched.most.set(connection.max_concurrent_send_streams().max(1));
                 polled
             });
-            if let Err(error) = ended.await {
+            let ended = tokio::select! {
+                biased;
+                ended = &mut ended => ended,
+                () = cancelled(retired) => {
+                    watched.closed.set(true);
+                    if let Some(shared) = shared.upgrade() {
+                        shared.forget_closed();
+                    }
+                    ended.await
+                }
+            };
+            if let Err(error) = ended {
                 tracing::trace!(%error, "upstream connection ended");
             }
             watched.closed.set(true);
         });
         Ok(Http2 { sender, load })
+    }
+}
+
+/// Never, where there is no token.
+async fn cancelled(token: Option<CancellationToken>) {
+    match token {
+        Some(token) => token.cancelled().await,
+        None => std::future::pending().await,
     }
 }
 

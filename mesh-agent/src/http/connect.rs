@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::sync::CancellationToken;
 
 use crate::model::{Endpoint, Workload};
 
@@ -34,6 +35,13 @@ pub trait Connect: 'static {
         endpoint: &Endpoint,
         timeout: Duration,
     ) -> impl Future<Output = Result<Self::Io, ConnectError>>;
+
+    /// Cancelled when what carries `io` is to end: it goes on, but should carry no request that can go
+    /// elsewhere. `None`: that never happens before its end.
+    fn retired(&self, io: &Self::Io) -> Option<CancellationToken> {
+        let _ = io;
+        None
+    }
 
     /// Whether a stream to `endpoint` is mutually authenticated, for metrics.
     fn mutual_tls(&self, endpoint: &Endpoint) -> bool {

@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::client::Client;
@@ -58,15 +57,12 @@ impl<C: Connect> Engine<C> {
         Self { shared: Rc::new(Inner { live, telemetry, client, draws, tasks }) }
     }
 
-    /// Closes pooled connections that idle too long, until cancelled. The owner of the worker runs
-    /// it once.
-    pub async fn maintain(&self, shutdown: CancellationToken) {
+    /// Closes pooled connections that idle too long, for ever. The owner of the worker runs it once.
+    pub async fn maintain(&self) {
         let mut ticks = tokio::time::interval(SWEEP);
         loop {
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                now = ticks.tick() => self.shared.client.pool().sweep(now),
-            }
+            let now = ticks.tick().await;
+            self.shared.client.pool().sweep(now);
         }
     }
 }

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONNECTION, EXPECT, HOST};
+use http::header::{EXPECT, HOST};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -90,7 +90,7 @@ pub(super) async fn respond<C: Connect>(
     };
     let draw = engine.shared.draws.next();
     let leaves = switch != Switch::No;
-    let closes = legal.is_err() && connection.version == HttpVersion::Http1;
+    let illegal = legal.is_err();
     let room = connection.facts.quota.request();
     let decision = match (legal, connection.version, &parts.method) {
         (Err(error), ..) => Decision::Fail(error),
@@ -110,8 +110,8 @@ pub(super) async fn respond<C: Connect>(
             flow.forward(Request::from_parts(parts, body), authority, record, room).await
         }
     };
-    if closes {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    if illegal || connection.shutdown.is_cancelled() {
+        connection.close_after(&mut response);
     }
     *response.version_mut() = match connection.version {
         HttpVersion::Http1 => Version::HTTP_11,

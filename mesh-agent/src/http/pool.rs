@@ -52,6 +52,8 @@ pub(super) struct Http1 {
     pub(super) upgraded: oneshot::Receiver<Upgraded>,
     /// Tells the connection's task that the byte stream is wanted.
     pub(super) wanted: Rc<Cell<bool>>,
+    /// Cancelled when what carries it is to end.
+    pub(super) retired: Option<CancellationToken>,
 }
 
 /// A byte stream after an upgrade, and what was read of it already.
@@ -122,6 +124,15 @@ impl std::fmt::Debug for Upgraded {
     }
 }
 
+// === impl Http1 ===
+
+impl Http1 {
+    fn is_usable(&self) -> bool {
+        let retired = self.retired.as_ref().is_some_and(CancellationToken::is_cancelled);
+        !retired && !self.sender.is_closed()
+    }
+}
+
 // === impl Pool ===
 
 impl Pool {
@@ -130,14 +141,14 @@ impl Pool {
         loop {
             let (mut connection, _) = self.http1.borrow_mut().get_mut(key)?.pop()?;
             // Its task may still have to see that the last response is complete.
-            if connection.sender.ready().await.is_ok() {
+            if connection.is_usable() && connection.sender.ready().await.is_ok() {
                 return Some(connection);
             }
         }
     }
 
     fn put(&self, key: PoolKey, connection: Http1) {
-        if connection.sender.is_closed() {
+        if !connection.is_usable() {
             return;
         }
         let mut pool = self.http1.borrow_mut();
@@ -155,11 +166,18 @@ impl Pool {
         Rc::clone(pool.entry(key.clone()).or_default())
     }
 
+    /// Closes idle connections of this key whose carrier is to end.
+    pub(super) fn close_retired(&self, key: &PoolKey) {
+        if let Some(idle) = self.http1.borrow_mut().get_mut(key) {
+            idle.retain(|(connection, _)| connection.is_usable());
+        }
+    }
+
     /// Closes what has idled too long or is dead.
     pub(super) fn sweep(&self, now: Instant) {
         self.http1.borrow_mut().retain(|_, idle| {
             idle.retain(|(connection, since)| {
-                !connection.sender.is_closed() && now.duration_since(*since) < IDLE
+                connection.is_usable() && now.duration_since(*since) < IDLE
             });
             !idle.is_empty()
         });
@@ -189,12 +207,17 @@ impl Pool {
 impl Shared {
     /// The least busy living connection, if it has room or no further one may be opened.
     pub(super) fn take(&self) -> Option<(Http2, StreamGuard)> {
-        let mut connections = self.connections.borrow_mut();
-        connections.retain(|connection| !connection.load.closed.get());
+        self.forget_closed();
+        let connections = self.connections.borrow();
         let full = connections.len() >= MAX_HTTP2;
         let best = connections.iter().min_by_key(|connection| connection.load.active.get())?;
         let room = best.load.active.get() < best.load.most.get();
         (room || full).then(|| (best.clone(), StreamGuard::new(&best.load)))
+    }
+
+    /// Lets go of connections that take no more streams; those on them go on.
+    pub(super) fn forget_closed(&self) {
+        self.connections.borrow_mut().retain(|connection| !connection.load.closed.get());
     }
 
     pub(super) fn add(&self, connection: Http2) -> (Http2, StreamGuard) {

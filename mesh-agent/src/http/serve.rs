@@ -1,13 +1,16 @@
 //! Reads requests from one captured connection and answers each through `outbound`.
 //!
-//! Invariant: when told to stop, requests in flight are finished, no further one is taken. A
-//! connection that was upgraded is handed over to `upgrade` and lives on until its bytes end.
+//! Invariant: when told to stop, no request that was sent is lost. An HTTP/1 client learns from its
+//! next answer that the connection ends (`Connection: close`; closing an idle one could cross a
+//! request), an HTTP/2 client from GOAWAY. A connection that was upgraded is handed over to `upgrade`
+//! and lives on until its bytes end.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::rc::Rc;
 
-use http::Request;
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -45,10 +48,22 @@ pub enum ServeError {
 pub(super) struct Connection {
     pub(super) facts: ConnectionFacts,
     pub(super) version: HttpVersion,
+    /// Cancelled when the agent stops: further requests are for the next one.
+    pub(super) shutdown: CancellationToken,
     /// Ends the connection after the request that it serves. Without effect in HTTP/2.
     pub(super) last: CancellationToken,
     /// Filled by a response that upgrades.
     pub(super) handover: RefCell<Option<Handover>>,
+}
+
+impl Connection {
+    /// Says in an HTTP/1 response that no further request is taken, and has hyper see to it. Not where
+    /// the connection leaves HTTP with it.
+    pub(super) fn close_after<B>(&self, response: &mut Response<B>) {
+        if self.version == HttpVersion::Http1 && self.handover.borrow().is_none() {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+    }
 }
 
 /// Serves a connection until it ends. Must run within the worker's `LocalSet`.
@@ -62,11 +77,11 @@ pub async fn serve<C: Connect, S: ByteStream + 'static>(
     version: HttpVersion,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
-    let (last, handover) = (shutdown.child_token(), RefCell::default());
-    let connection = Rc::new(Connection { facts, version, last, handover });
+    let (last, handover) = (CancellationToken::new(), RefCell::default());
+    let connection = Rc::new(Connection { facts, version, shutdown, last, handover });
     match version {
         HttpVersion::Http1 => serve_http1(engine, io, connection).await,
-        HttpVersion::Http2 => serve_http2(engine, io, connection, shutdown).await,
+        HttpVersion::Http2 => serve_http2(engine, io, connection).await,
     }
 }
 
@@ -120,9 +135,8 @@ async fn serve_http2<C: Connect, S: ByteStream + 'static>(
     engine: &Engine<C>,
     io: S,
     connection: Rc<Connection>,
-    shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
-    let owner = engine.clone();
+    let (owner, shutdown) = (engine.clone(), connection.shutdown.clone());
     let respond = move |request, early: Early| {
         let (engine, connection) = (owner.clone(), Rc::clone(&connection));
         async move { outbound::respond(&engine, &connection, request, &early).await }

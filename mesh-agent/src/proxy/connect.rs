@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::http::{Connect, ConnectError};
 use crate::model::{Endpoint, Workload};
 use crate::tunnel::{OpenError, Security, Upstream, UpstreamIo};
@@ -33,6 +35,10 @@ impl Connect for Upstream {
                 }
             }
         })
+    }
+
+    fn retired(&self, io: &UpstreamIo) -> Option<CancellationToken> {
+        io.retired()
     }
 
     fn mutual_tls(&self, endpoint: &Endpoint) -> bool {

@@ -89,7 +89,7 @@ pub(super) async fn serve_tunnel(worker: &Rc<Worker>, accepted: Accepted) {
         let pod = pod.clone();
         move |incoming: Incoming| {
             let task = serve_stream(worker.clone(), pod.clone(), peer.ip(), incoming);
-            worker.tracker.spawn_local(task);
+            worker.serving.spawn_local(task);
         }
     };
     let settings = ServerSettings {

@@ -11,12 +11,19 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::spread;
-use super::worker::{Command, LoadGuard, Worker};
+use super::worker::{LoadGuard, Worker};
 use crate::tunnel::{LocalPod, Permit, reset_tcp};
 
 /// First pause after an `accept` error such as too many open files; doubles up to the second one.
 const BACK_OFF: Duration = Duration::from_millis(10);
 const BACK_OFF_MAX: Duration = Duration::from_secs(1);
+
+/// How long a listener is kept once it is to stop: its successor is in place, but a connection whose
+/// first packet came before that still arrives here when its handshake is over.
+const LINGER: Duration = Duration::from_millis(250);
+
+/// Connections that a listener's queue may hold: `net.core.somaxconn` by default.
+const QUEUE: usize = 4096;
 
 /// Which of a pod's listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +48,7 @@ pub struct Accepted {
     pub(super) _permit: Permit,
 }
 
-/// Accepts until `stop`.
+/// Accepts until `stop`, and then what is still on its way.
 pub(super) async fn accept(
     worker: Rc<Worker>,
     pod: Arc<LocalPod>,
@@ -56,17 +63,32 @@ pub(super) async fn accept(
             return;
         }
     };
+    let stopped = async {
+        stop.cancelled().await;
+        tokio::time::sleep(LINGER).await;
+    };
+    tokio::select! {
+        biased;
+        () = stopped => {}
+        () = accept_all(&worker, &pod, kind, &listener) => {}
+    }
+    let Ok(listener) = listener.into_std() else { return };
+    // An error is an empty queue, or one that cannot be read any more.
+    for (stream, peer) in std::iter::from_fn(|| listener.accept().ok()).take(QUEUE) {
+        if stream.set_nonblocking(true).is_ok() {
+            give(&worker, &pod, kind, stream, peer);
+        }
+    }
+}
+
+async fn accept_all(worker: &Rc<Worker>, pod: &Arc<LocalPod>, kind: Kind, listener: &TcpListener) {
     let mut back_off = BackOff::default();
     loop {
-        let accepted = tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
+        let accepted = listener.accept().await;
         match accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer))) {
             Ok((stream, peer)) => {
                 back_off = BackOff::default();
-                give(&worker, &pod, kind, stream, peer);
+                give(worker, pod, kind, stream, peer);
             }
             Err(error) if gone_before_accept(&error) => {}
             Err(error) => {
@@ -122,8 +144,8 @@ fn give(worker: &Rc<Worker>, pod: &Arc<LocalPod>, kind: Kind, stream: StdStream,
     };
     if chosen == worker.index {
         worker.serve(accepted);
-    } else {
-        handle.send(Command::Adopt(accepted));
+    } else if let Some(accepted) = handle.adopt(accepted) {
+        worker.serve(accepted);
     }
 }
 

@@ -75,6 +75,14 @@ impl WorkerHandle {
     pub fn send(&self, command: Command) {
         let _ = self.commands.send(command);
     }
+
+    /// Hands over a connection; gives it back if the worker has ended.
+    pub(super) fn adopt(&self, accepted: Accepted) -> Option<Accepted> {
+        match self.commands.send(Command::Adopt(accepted)) {
+            Err(mpsc::error::SendError(Command::Adopt(accepted))) => Some(accepted),
+            _ => None,
+        }
+    }
 }
 
 /// Counts one open connection for as long as it lives.
@@ -108,7 +116,8 @@ struct Served {
 pub struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) index: usize,
-    pub(super) tracker: TaskTracker,
+    /// What was accepted, and the accepting: an end waits for it.
+    pub(super) serving: TaskTracker,
     pub(super) upstream: Upstream,
     pub(super) engine: Engine<Upstream>,
     pub(super) telemetry: Telemetry,
@@ -124,6 +133,7 @@ impl Worker {
         index: usize,
         mut commands: mpsc::UnboundedReceiver<Command>,
     ) {
+        // Pooled connections: an end waits for none of them.
         let tracker = TaskTracker::new();
         let drain = CancellationToken::new();
         let telemetry = shared.metrics.worker();
@@ -144,10 +154,10 @@ impl Worker {
             tracker.clone(),
         );
         let sweep = engine.clone();
-        let end = drain.clone();
-        tracker.spawn_local(async move { sweep.maintain(end).await });
+        tracker.spawn_local(async move { sweep.maintain().await });
+        let serving = TaskTracker::new();
         let worker =
-            Rc::new(Self { shared, index, tracker, upstream, engine, telemetry, draws, drain });
+            Rc::new(Self { shared, index, serving, upstream, engine, telemetry, draws, drain });
         if index == 0 {
             worker.follow_flows();
         }
@@ -169,20 +179,38 @@ impl Worker {
                 }
                 Command::Adopt(accepted) => worker.serve(accepted),
                 Command::Drain(limit) => {
-                    worker.drain.cancel();
-                    worker.tracker.close();
-                    let _ = tokio::time::timeout(limit, worker.tracker.wait()).await;
+                    let _ = tokio::time::timeout(limit, worker.finish(&mut commands)).await;
                     return;
                 }
             }
         }
     }
 
+    /// Finishes what is open. Other workers hear of the drain a moment later, and hand over what they
+    /// have accepted until then: that is served, too.
+    async fn finish(self: &Rc<Self>, commands: &mut mpsc::UnboundedReceiver<Command>) {
+        self.drain.cancel();
+        self.serving.close();
+        loop {
+            tokio::select! {
+                biased;
+                command = commands.recv() => match command {
+                    Some(Command::Adopt(accepted)) => self.serve(accepted),
+                    Some(_) => {}
+                    None => break,
+                },
+                // Nothing more can come once it is closed; what waits there is read first.
+                () = self.serving.wait() => commands.close(),
+            }
+        }
+        self.serving.wait().await;
+    }
+
     /// One worker tells of the connections that go past all of them.
     fn follow_flows(self: &Rc<Self>) {
         match self.shared.capture.take_flows() {
             Ok(Some(reports)) => {
-                self.tracker.spawn_local(flows::follow(Rc::clone(self), reports));
+                self.serving.spawn_local(flows::follow(Rc::clone(self), reports));
             }
             Ok(None) => {}
             Err(error) => tracing::error!(%error, "no reports of direct connections"),
@@ -203,7 +231,7 @@ impl Worker {
         for (kind, sockets) in kinds {
             for socket in sockets {
                 let task = listener::accept(self.clone(), pod.clone(), kind, socket, stop.clone());
-                self.tracker.spawn_local(task);
+                self.serving.spawn_local(task);
             }
         }
     }
@@ -211,7 +239,7 @@ impl Worker {
     /// Starts serving a connection on this worker.
     pub(super) fn serve(self: &Rc<Self>, accepted: Accepted) {
         let worker = self.clone();
-        self.tracker.spawn_local(async move {
+        self.serving.spawn_local(async move {
             match accepted.kind {
                 Kind::Outbound => outbound::serve(&worker, accepted).await,
                 Kind::Plaintext => inbound::serve_plaintext(&worker, accepted).await,

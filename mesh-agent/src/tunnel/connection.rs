@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
-use tokio_util::sync::WaitForCancellationFutureOwned;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::quota::Permit;
 use super::stream::TunnelStream;
@@ -44,6 +44,8 @@ pub(super) struct Shared {
     pub(super) wire: Wire,
     pub(super) waiters: FxHashMap<StreamId, Waiter>,
     driver: Option<Waker>,
+    /// Cancelled when one side has announced the end.
+    pub(super) retired: CancellationToken,
 }
 
 /// A connection's state, held by its driver and by each of its streams.
@@ -65,7 +67,8 @@ enum Input {
 
 impl Shared {
     pub(super) fn new(wire: Wire) -> SharedRef {
-        Rc::new(RefCell::new(Self { wire, waiters: FxHashMap::default(), driver: None }))
+        let (waiters, retired) = (FxHashMap::default(), CancellationToken::new());
+        Rc::new(RefCell::new(Self { wire, waiters, driver: None, retired }))
     }
 
     /// Lets the driver write what the caller has just added.
@@ -80,6 +83,7 @@ impl Shared {
     /// Takes no new streams; ends when the present ones have.
     pub(super) fn drain(&mut self) {
         self.wire.drain();
+        self.retired.cancel();
         self.wake_driver();
     }
 
@@ -99,7 +103,8 @@ impl Shared {
                 }
                 (stream, true, false)
             }
-            Event::Request { .. } | Event::Settings | Event::GoAway(_) | Event::Pong => return,
+            Event::GoAway(_) => return self.retired.cancel(),
+            Event::Request { .. } | Event::Settings | Event::Pong => return,
         };
         let Some(waiter) = self.waiters.get_mut(id) else { return };
         if read && let Some(waker) = waiter.read.take() {

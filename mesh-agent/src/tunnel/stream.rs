@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::sync::CancellationToken;
 
 use super::TunnelError;
 use super::connection::SharedRef;
@@ -25,6 +26,12 @@ pub struct TunnelStream {
 impl TunnelStream {
     pub(super) fn new(shared: SharedRef, id: StreamId) -> Self {
         Self { shared, id }
+    }
+
+    /// Cancelled when the connection takes no further streams; this one goes on.
+    #[must_use]
+    pub fn retired(&self) -> CancellationToken {
+        self.shared.borrow().retired.clone()
     }
 
     /// Ends both directions at once, as a TCP reset does; what was not sent is dropped.

@@ -19,6 +19,7 @@ use mesh_common::ports;
 use rustc_hash::FxHashMap;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 use super::quota::{Permit, Quota};
 use super::{ClientTls, ConnectHead, Pool, PoolKey, TunnelError, TunnelStream};
@@ -360,6 +361,16 @@ enum Carrier {
 }
 
 impl UpstreamIo {
+    /// Cancelled when the stream's tunnel takes no further ones: its far end stops, or its certificate
+    /// was renewed. `None` for a socket of its own.
+    #[must_use]
+    pub fn retired(&self) -> Option<CancellationToken> {
+        match &self.carrier {
+            Carrier::Tcp(_) => None,
+            Carrier::Tunnel(stream) => Some(stream.retired()),
+        }
+    }
+
     /// Ends the stream so that the far side sees a reset.
     pub fn reset(self) {
         match self.carrier {

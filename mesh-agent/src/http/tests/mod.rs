@@ -67,11 +67,17 @@ enum Server {
 struct Net {
     servers: Rc<RefCell<FxHashMap<SocketAddr, Server>>>,
     dialled: Rc<RefCell<Vec<Dial>>>,
+    /// Of what has been opened since it was last cancelled.
+    retired: Rc<RefCell<CancellationToken>>,
     tasks: TaskTracker,
 }
 
 impl Connect for Net {
     type Io = DuplexStream;
+
+    fn retired(&self, _: &DuplexStream) -> Option<CancellationToken> {
+        Some(self.retired.borrow().clone())
+    }
 
     async fn connect(
         &self,
@@ -229,6 +235,11 @@ impl World {
     async fn get(&self, dialled: &str, host: &str, path: &str) -> (StatusCode, String) {
         let response = self.http1(dialled).await.send_request(get(host, path)).await.unwrap();
         (response.status(), text(response).await)
+    }
+
+    /// What carries the present connections is to end.
+    fn retire(&self) {
+        self.net.retired.replace(CancellationToken::new()).cancel();
     }
 
     fn dials(&self) -> usize {

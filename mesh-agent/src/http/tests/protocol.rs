@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::header::CONNECTION;
 use http::{HeaderMap, HeaderValue, Method, Version};
 use http_body::Frame;
 use http_body_util::StreamBody;
@@ -73,8 +74,8 @@ fn idle_connections_are_closed() {
     run(async {
         let world = mesh(Protocol::Http);
         world.answers(A, HttpVersion::Http1, "x");
-        let (engine, stop) = (world.engine.clone(), world.shutdown.clone());
-        world.tasks.spawn_local(async move { engine.maintain(stop).await });
+        let engine = world.engine.clone();
+        world.tasks.spawn_local(async move { engine.maintain().await });
         world.get(VIP, "web", "/").await;
         tokio::time::sleep(Duration::from_secs(30)).await;
         assert_eq!(world.engine.shared.client.pool().len(), (1, 0));
@@ -423,6 +424,74 @@ fn a_stop_finishes_what_is_in_flight_and_takes_no_more() {
         tokio::time::sleep(Duration::from_millis(1)).await;
         assert!(sender.ready().await.is_err());
     });
+}
+
+/// A close could cross a request that is on its way.
+#[test]
+fn a_stop_closes_no_connection_before_its_next_answer() {
+    run(async {
+        let world = mesh(Protocol::Http);
+        world.answers(A, HttpVersion::Http1, "x");
+        let mut old = world.http1(VIP).await;
+        let answer = old.send_request(get("web", "/")).await.unwrap();
+        assert_eq!(answer.headers().get(CONNECTION), None);
+        text(answer).await;
+        // Accepted, and not served yet.
+        let fresh = world.open(&world.client, VIP, HttpVersion::Http1);
+        world.shutdown.cancel();
+        // Accepted since.
+        let new = world.open(&world.client, VIP, HttpVersion::Http1);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        for mut io in [fresh, new] {
+            write(&mut io, "GET / HTTP/1.1\r\nhost: web\r\n\r\n").await;
+            let mut all = String::new();
+            io.read_to_string(&mut all).await.unwrap();
+            assert!(all.starts_with("HTTP/1.1 200 ") && all.contains("connection: close"), "{all}");
+        }
+        old.ready().await.unwrap();
+        let answer = old.send_request(get("web", "/")).await.unwrap();
+        assert_eq!(answer.headers()[CONNECTION], "close");
+        assert_eq!(text(answer).await, "x");
+        assert!(old.ready().await.is_err());
+    });
+}
+
+/// The tunnel's far end stops: requests go through another one, before this one is cut.
+#[test]
+fn what_is_carried_by_something_that_ends_takes_no_further_request() {
+    for version in [HttpVersion::Http1, HttpVersion::Http2] {
+        run(async {
+            let world = mesh(match version {
+                HttpVersion::Http1 => Protocol::Http,
+                HttpVersion::Http2 => Protocol::Http2,
+            });
+            let slow = hyper(version, |request: Request<_>| async move {
+                if request.uri().path() == "/slow" {
+                    tokio::time::sleep(Duration::from_secs(5)).await;
+                }
+                Response::new(full("x"))
+            });
+            world.listen(A, slow);
+            let pool = || world.engine.shared.client.pool().len();
+            let open = if version == HttpVersion::Http1 { (1, 0) } else { (0, 1) };
+            world.get(VIP, "web", "/").await;
+            assert_eq!((pool(), world.dials()), (open, 1));
+            // Idle: closed.
+            world.retire();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert_eq!(pool(), (0, 0));
+            // In use: finishes, while others use a new one.
+            let mut sender = world.http1(VIP).await;
+            let mut slow = Box::pin(sender.send_request(get("web", "/slow")));
+            let second = tokio::time::timeout(Duration::from_secs(1), &mut slow).await;
+            assert!(second.is_err());
+            world.retire();
+            world.get(VIP, "web", "/").await;
+            assert_eq!((pool(), world.dials()), (open, 3));
+            assert_eq!(text(slow.await.unwrap()).await, "x");
+            assert_eq!((pool(), world.dials()), (open, 3));
+        });
+    }
 }
 
 /// `printf ... | nc -N`: the client has said all it has to say, and waits.

@@ -373,8 +373,11 @@ async fn a_draining_server_lets_streams_finish_and_new_ones_go_elsewhere() {
         let mesh = Mesh::new(echo).await;
         let tls = mesh.ca.client(&id("client"));
         let old = mesh.connect(&tls).await.unwrap();
+        assert!(!old.retired().is_cancelled());
         mesh.shutdown.cancel();
-        tokio::time::sleep(Duration::from_millis(30)).await;
+        tokio::time::timeout(Duration::from_secs(10), old.retired().cancelled())
+            .await
+            .expect("its user is told");
         assert!(mesh.served.borrow().is_empty(), "it has a stream");
         round_trip(old, 1, 500_000).await;
         eventually("the end", || matches!(mesh.served.borrow().as_slice(), [Ok(())])).await;
@@ -390,6 +393,7 @@ async fn a_retired_connection_takes_no_new_streams() {
         let tls = mesh.ca.client(&id("client"));
         let old = mesh.connect(&tls).await.unwrap();
         mesh.pool.retire(|key| key.source == id("client"));
+        assert!(old.retired().is_cancelled());
         let new = mesh.connect(&tls).await.unwrap();
         assert_eq!(mesh.dials.get(), 2);
         round_trip(old, 1, 100_000).await;
