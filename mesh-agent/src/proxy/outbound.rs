@@ -19,11 +19,14 @@ use crate::capture::Destination;
 use crate::http::{self, ConnectionFacts, HttpVersion};
 use crate::model::{Protocol, Service, SpiffeId, Workload};
 use crate::telemetry::{ConnectionRecord, ConnectionStart, Layer, Reporter, ResponseFlag};
-use crate::tunnel::{LocalPod, OpenError, Security, UpstreamIo, reset_tcp};
+use crate::tunnel::{LocalPod, OpenError, Quota, Security, UpstreamIo, reset_tcp};
 
 /// How long an undeclared port's client may be silent before its upstream is opened, so that a
 /// server that speaks first is heard. Clients of HTTP and TLS speak at once.
 const CLIENT_FIRST: Duration = Duration::from_millis(50);
+
+/// Bytes that are read at once of what such a server says.
+const GREETING: usize = 1024;
 
 /// Endpoints that one TCP connection tries before it is refused.
 const ATTEMPTS: usize = 3;
@@ -57,7 +60,18 @@ impl Facts {
     }
 }
 
+/// What a connection turned out to be.
+enum Kind {
+    Http(HttpVersion),
+    /// Not HTTP: the upstream is open, and may have said something.
+    Tcp(Box<(Opened, ConnectionRecord)>, Vec<u8>),
+    /// It has ended.
+    Over,
+}
+
 /// Serves one connection.
+///
+/// What only its beginning or HTTP needs is in boxes: an idle connection holds this future's memory.
 pub(super) async fn serve(worker: &Rc<Worker>, accepted: Accepted) {
     let Accepted { pod, stream, peer, _load, _permit, .. } = accepted;
     let Some(Destination { address, elsewhere }) =
@@ -69,7 +83,6 @@ pub(super) async fn serve(worker: &Rc<Worker>, accepted: Accepted) {
     };
     let target = unmapped(address);
     let Ok(client) = TcpStream::from_std(stream) else { return };
-    let _ = client.set_nodelay(true);
     let live = worker.shared.live.load_full();
     let Some(source) = live.snapshot.workloads_by_uid.get(&pod.uid).cloned() else {
         tracing::warn!(pod = %pod.name, "connection of a pod without configuration refused");
@@ -79,17 +92,22 @@ pub(super) async fn serve(worker: &Rc<Worker>, accepted: Accepted) {
     let protocol = protocol_of(&live, target, service.as_ref());
     let peer = unmapped(peer);
     let facts = Facts { pod, source, live, peer, target, elsewhere, service };
-    match protocol {
+    let kind = match protocol {
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
             // Declared HTTP: its client speaks first, and the preface tells the version.
-            let version = match first_bytes(&client, http::detect_version).await {
+            let version = match Box::pin(first_bytes(&client, http::detect_version)).await {
                 Seen::Http(version) => version,
                 Seen::Opaque => HttpVersion::Http1,
             };
-            serve_http(worker, facts, client, version).await;
+            Kind::Http(version)
         }
-        Protocol::Tcp | Protocol::Tls => serve_tcp(worker, facts, client).await,
-        Protocol::Detect => detect(worker, facts, client).await,
+        Protocol::Tcp | Protocol::Tls => Box::pin(open_tcp(worker, &facts)).await,
+        Protocol::Detect => Box::pin(detect(worker, &facts, &client)).await,
+    };
+    match kind {
+        Kind::Http(version) => Box::pin(serve_http(worker, facts, client, version)).await,
+        Kind::Tcp(opened, greeting) => relay(&facts.pod.quota, client, opened, &greeting).await,
+        Kind::Over => reset_tcp(client),
     }
 }
 
@@ -130,39 +148,31 @@ async fn serve_http(worker: &Rc<Worker>, facts: Facts, client: TcpStream, versio
 }
 
 /// Looks at the first bytes without stalling a server that speaks first.
-async fn detect(worker: &Rc<Worker>, facts: Facts, client: TcpStream) {
-    match tokio::time::timeout(CLIENT_FIRST, first_bytes(&client, http::detect)).await {
-        Ok(Seen::Http(version)) => return serve_http(worker, facts, client, version).await,
-        Ok(Seen::Opaque) => return serve_tcp(worker, facts, client).await,
+async fn detect(worker: &Rc<Worker>, facts: &Facts, client: &TcpStream) -> Kind {
+    match tokio::time::timeout(CLIENT_FIRST, first_bytes(client, http::detect)).await {
+        Ok(Seen::Http(version)) => return Kind::Http(version),
+        Ok(Seen::Opaque) => return open_tcp(worker, facts).await,
         Err(_) => {}
     }
     // The client is silent: the server may be the one to begin. Open its side, and see who speaks.
-    let mut record = worker.telemetry.connection(facts.start(Layer::Tcp));
-    let mut upstream = match open(worker, &facts).await {
-        Ok(upstream) => upstream,
-        Err(error) => return refuse(client, &facts, &mut record, &error),
-    };
-    let mut greeting = [0; 1024];
+    let Kind::Tcp(mut opened, _) = open_tcp(worker, facts).await else { return Kind::Over };
+    let mut greeting = vec![0; GREETING];
     tokio::select! {
         biased;
-        read = upstream.io.read(&mut greeting) => {
-            let greeting = match read {
-                Ok(length) => &greeting[..length],
-                Err(_) => {
-                    record.flag(ResponseFlag::UpstreamClosed);
-                    return reset_tcp(client);
-                }
-            };
-            relay(&facts, client, upstream, &mut record, greeting).await;
-        }
-        seen = first_bytes(&client, http::detect) => match seen {
-            // The idle connection was a guess: the engine makes its own.
-            Seen::Http(version) => {
-                drop(record);
-                drop(upstream);
-                serve_http(worker, facts, client, version).await;
+        read = opened.0.io.read(&mut greeting) => match read {
+            Ok(length) => {
+                greeting.truncate(length);
+                Kind::Tcp(opened, greeting)
             }
-            Seen::Opaque => relay(&facts, client, upstream, &mut record, &[]).await,
+            Err(_) => {
+                opened.1.flag(ResponseFlag::UpstreamClosed);
+                Kind::Over
+            }
+        },
+        seen = first_bytes(client, http::detect) => match seen {
+            // The idle connection was a guess: the engine makes its own.
+            Seen::Http(version) => Kind::Http(version),
+            Seen::Opaque => Kind::Tcp(opened, Vec::new()),
         }
     }
 }
@@ -178,15 +188,13 @@ struct Opened {
     _active: Option<ActiveGuard>,
 }
 
-async fn serve_tcp(worker: &Rc<Worker>, facts: Facts, client: TcpStream) {
+/// Opens the upstream of what is not HTTP, or says why not.
+async fn open_tcp(worker: &Rc<Worker>, facts: &Facts) -> Kind {
     let mut record = worker.telemetry.connection(facts.start(Layer::Tcp));
-    match open(worker, &facts).await {
-        Ok(upstream) => relay(&facts, client, upstream, &mut record, &[]).await,
-        Err(error) => refuse(client, &facts, &mut record, &error),
-    }
-}
-
-fn refuse(client: TcpStream, facts: &Facts, record: &mut ConnectionRecord, error: &Failure) {
+    let error = match open(worker, facts).await {
+        Ok(opened) => return Kind::Tcp(Box::new((opened, record)), Vec::new()),
+        Err(error) => error,
+    };
     let flag = match error {
         Failure::NoEndpoint => ResponseFlag::NoHealthyUpstream,
         Failure::Open(OpenError::Limit(_)) => ResponseFlag::UpstreamOverflow,
@@ -194,7 +202,7 @@ fn refuse(client: TcpStream, facts: &Facts, record: &mut ConnectionRecord, error
     };
     record.flag(flag);
     tracing::info!(pod = %facts.pod.name, target = %facts.target, %error, "connection refused");
-    reset_tcp(client);
+    Kind::Over
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -273,20 +281,19 @@ async fn open_at(
 
 /// Copies until both sides are done; `greeting` is what the upstream said already.
 async fn relay(
-    facts: &Facts,
+    quota: &Arc<Quota>,
     mut client: TcpStream,
-    mut upstream: Opened,
-    record: &mut ConnectionRecord,
+    mut opened: Box<(Opened, ConnectionRecord)>,
     greeting: &[u8],
 ) {
+    let (upstream, record) = &mut *opened;
     record.established(upstream.destination.take(), upstream.peer.take());
     let progress = |sent, received| count(record, received, sent);
     // Seen from the upstream, so that its greeting is the first to go.
-    let quota = &facts.pod.quota;
     let copied = copy::bidirectional(&mut upstream.io, &mut client, greeting, quota, progress);
     match copied.await.1 {
         Ok(()) => {}
         Err(Broken::Client) => reset_tcp(client),
-        Err(Broken::Upstream) => upstream.io.reset(),
+        Err(Broken::Upstream) => opened.0.io.reset(),
     }
 }

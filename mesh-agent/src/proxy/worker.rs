@@ -239,13 +239,20 @@ impl Worker {
     /// Starts serving a connection on this worker.
     pub(super) fn serve(self: &Rc<Self>, accepted: Accepted) {
         let worker = self.clone();
-        self.serving.spawn_local(async move {
-            match accepted.kind {
-                Kind::Outbound => outbound::serve(&worker, accepted).await,
-                Kind::Plaintext => inbound::serve_plaintext(&worker, accepted).await,
-                Kind::Tunnel => inbound::serve_tunnel(&worker, accepted).await,
+        // Each as large as it must be: idle connections hold their task.
+        match accepted.kind {
+            Kind::Outbound => {
+                self.serving.spawn_local(async move { outbound::serve(&worker, accepted).await })
             }
-        });
+            Kind::Plaintext => {
+                let serve = async move { inbound::serve_plaintext(&worker, accepted).await };
+                self.serving.spawn_local(serve)
+            }
+            Kind::Tunnel => {
+                let serve = async move { inbound::serve_tunnel(&worker, accepted).await };
+                self.serving.spawn_local(serve)
+            }
+        };
     }
 
     /// Counts a connection that came inside a tunnel, for as long as the guard lives.
@@ -255,5 +262,21 @@ impl Worker {
 
     pub(super) fn handles(&self) -> &[WorkerHandle] {
         self.shared.workers.get().map_or(&[], Vec::as_slice)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<F>(_: impl Fn(&'static Rc<Worker>, Accepted) -> F) -> usize {
+        std::mem::size_of::<F>()
+    }
+
+    /// Bytes that an idle connection's task holds.
+    #[test]
+    fn tasks_are_small() {
+        let sizes = [size(outbound::serve), size(inbound::serve_plaintext)];
+        assert!(sizes.iter().all(|size| *size <= 1280), "{sizes:?}");
     }
 }
