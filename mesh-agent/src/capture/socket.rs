@@ -2,13 +2,15 @@
 //!
 //! Listeners and connections alike are made inside, and then served from anywhere. It knows no
 //! maps: marks are set by `dial`. The invariant: every socket is non-blocking and closed on exec.
-#![allow(unsafe_code, reason = "SO_NETNS_COOKIE has no safe wrapper")]
+#![allow(unsafe_code, reason = "SO_NETNS_COOKIE has no safe wrapper; registering a descriptor")]
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::network;
 
@@ -35,8 +37,7 @@ pub(super) fn netns_cookie() -> io::Result<u64> {
 
 /// A listener on all addresses of one family, shared with an agent that takes over.
 pub(super) fn listener(domain: Domain, port: u16) -> io::Result<TcpListener> {
-    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_nonblocking(true)?;
+    let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     let any: IpAddr = if domain == Domain::IPV6 {
@@ -54,11 +55,49 @@ pub(super) fn listener(domain: Domain, port: u16) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
+/// A listener that leaves what it accepts unregistered, since another thread may serve it.
+#[derive(Debug)]
+pub struct Acceptor(AsyncFd<TcpListener>);
+
+impl Acceptor {
+    /// Waits for connections of `listener` on this thread's runtime.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new(listener: TcpListener) -> io::Result<Self> {
+        // SAFETY: a `TcpListener` owns its descriptor, open for as long as it lives, and always
+        // gives the same one.
+        let registered = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) };
+        Ok(Self(registered?))
+    }
+
+    /// The next connection, non-blocking. Safe to cancel.
+    ///
+    /// # Errors
+    /// As accept(2).
+    pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        self.0.async_io(Interest::READABLE, accept).await
+    }
+
+    /// As [`Acceptor::accept`], but does not wait for one to come.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is none.
+    pub fn accept_now(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        accept(self.0.get_ref())
+    }
+}
+
+fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let (stream, peer) = listener.accept()?;
+    stream.set_nonblocking(true)?;
+    Ok((stream, peer))
+}
+
 /// A socket that is about to connect.
 pub(super) fn stream(destination: SocketAddr) -> io::Result<Socket> {
     let domain = Domain::for_address(destination);
-    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_nonblocking(true)?;
+    let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
     socket.set_out_of_band_inline(true)?;
     Ok(socket)

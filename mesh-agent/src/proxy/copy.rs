@@ -14,7 +14,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::tunnel::{Permit, Quota};
+use crate::tunnel::{PageBuffer, Permit, Quota};
 
 /// Bytes per read. Large enough that a bulk stream makes few system calls; one per worker.
 const SCRATCH: usize = 64 * 1024;
@@ -26,7 +26,7 @@ const SMALL_READ: usize = 16 * 1024;
 const BURST: usize = 16;
 
 thread_local! {
-    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH]);
+    static BUFFER: RefCell<PageBuffer> = RefCell::new(PageBuffer::new(SCRATCH));
 }
 
 /// Bytes that passed, by direction.
@@ -184,7 +184,7 @@ impl Half {
     {
         BUFFER.with_borrow_mut(|scratch| {
             let size = if quota.has_room(SCRATCH) { SCRATCH } else { SMALL_READ };
-            let mut buffer = ReadBuf::new(&mut scratch[..size]);
+            let mut buffer = ReadBuf::new(&mut scratch.octets()[..size]);
             ready!(Pin::new(from).poll_read(cx, &mut buffer)).map_err(|_| Failed::Read)?;
             let filled = buffer.filled();
             if filled.is_empty() {

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::spread;
 use super::worker::{LoadGuard, Worker};
+use crate::capture::Acceptor;
 use crate::tunnel::{LocalPod, Permit, reset_tcp};
 
 /// First pause after an `accept` error such as too many open files; doubles up to the second one.
@@ -56,7 +56,7 @@ pub(super) async fn accept(
     socket: StdListener,
     stop: CancellationToken,
 ) {
-    let listener = match TcpListener::from_std(socket) {
+    let listener = match Acceptor::new(socket) {
         Ok(listener) => listener,
         Err(error) => {
             tracing::error!(pod = %pod.name, ?kind, %error, "listener is unusable");
@@ -72,20 +72,16 @@ pub(super) async fn accept(
         () = stopped => {}
         () = accept_all(&worker, &pod, kind, &listener) => {}
     }
-    let Ok(listener) = listener.into_std() else { return };
     // An error is an empty queue, or one that cannot be read any more.
-    for (stream, peer) in std::iter::from_fn(|| listener.accept().ok()).take(QUEUE) {
-        if stream.set_nonblocking(true).is_ok() {
-            give(&worker, &pod, kind, stream, peer);
-        }
+    for (stream, peer) in std::iter::from_fn(|| listener.accept_now().ok()).take(QUEUE) {
+        give(&worker, &pod, kind, stream, peer);
     }
 }
 
-async fn accept_all(worker: &Rc<Worker>, pod: &Arc<LocalPod>, kind: Kind, listener: &TcpListener) {
+async fn accept_all(worker: &Rc<Worker>, pod: &Arc<LocalPod>, kind: Kind, listener: &Acceptor) {
     let mut back_off = BackOff::default();
     loop {
-        let accepted = listener.accept().await;
-        match accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer))) {
+        match listener.accept().await {
             Ok((stream, peer)) => {
                 back_off = BackOff::default();
                 give(worker, pod, kind, stream, peer);

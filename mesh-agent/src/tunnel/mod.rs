@@ -10,6 +10,7 @@
 mod client;
 mod connection;
 mod error;
+mod page;
 mod pool;
 mod quota;
 mod server;
@@ -27,6 +28,7 @@ use crate::model::SpiffeId;
 
 pub use client::ClientTls;
 pub use error::TunnelError;
+pub use page::PageBuffer;
 pub use pool::{Dialled, Pool, PoolKey};
 pub use quota::{Budget, Permit, Quota, Usage};
 pub use server::{Incoming, ServerSettings, serve};

@@ -16,6 +16,7 @@ use rustls::Connection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::page::PageBuffer;
 use super::wire::{Batch, Wire};
 
 /// Octets of one read from the socket. 64 KiB costs a third more, 512 KiB gains little.
@@ -27,26 +28,15 @@ pub(super) const WRITE_BATCH: usize = 256 * 1024;
 /// The same while the pod's memory has no room for a batch that the socket does not take.
 const SMALL_WRITE_BATCH: usize = 32 * 1024;
 
-/// Buffers start at a page: `rep movsb` is up to 20 times slower where source and target differ
-/// by a few octets modulo 4096, which is what a large `malloc` gives (PERFORMANCE.md, trap 1).
-const PAGE: usize = 4096;
-
 /// What the connections of one worker share, as only one of them runs at a time.
 struct Scratch {
-    memory: Vec<u8>,
+    memory: PageBuffer,
     batch: Batch,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> =
-        RefCell::new(Scratch { memory: vec![0; READ_SIZE + PAGE], batch: Batch::default() });
-}
-
-impl Scratch {
-    fn read_buffer(&mut self) -> &mut [u8] {
-        let offset = self.memory.as_ptr().align_offset(PAGE).min(PAGE);
-        self.memory.get_mut(offset..offset + READ_SIZE).unwrap_or_default()
-    }
+        RefCell::new(Scratch { memory: PageBuffer::new(READ_SIZE), batch: Batch::default() });
 }
 
 /// A socket with TLS on it.
@@ -94,7 +84,7 @@ impl TlsSocket {
         mut plaintext: impl FnMut(&[u8]),
     ) -> Poll<io::Result<usize>> {
         SCRATCH.with_borrow_mut(|scratch| {
-            let mut buffer = ReadBuf::new(scratch.read_buffer());
+            let mut buffer = ReadBuf::new(scratch.memory.octets());
             ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buffer))?;
             let mut input = buffer.filled();
             let read = input.len();
