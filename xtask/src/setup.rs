@@ -40,7 +40,7 @@ const DEBIAN_LINTS: [Package; 2] = [
 ];
 
 /// Packages that the lab, the demo and the tests use.
-const LAB: [Package; 18] = [
+const LAB: [Package; 19] = [
     Package { name: "iproute2", file: "ip", why: "nodes and pods of the lab" },
     Package { name: "nftables", file: "nft", why: "virtual IPs in the lab" },
     Package { name: "nginx-light", file: "nginx", why: "an application of the demo" },
@@ -51,6 +51,7 @@ const LAB: [Package; 18] = [
     Package { name: "util-linux", file: "nsenter", why: "commands inside a pod" },
     Package { name: "python3", file: "python3", why: "small clients in the lab's tests" },
     Package { name: "python3-h2", file: PYTHON_H2, why: "foreign HTTP/2 peers" },
+    Package { name: "python3-grpcio", file: PYTHON_GRPC, why: "foreign gRPC peers" },
     Package { name: "openssl", file: "openssl", why: "foreign TLS peers" },
     // Without a service where there is a package without one.
     Package { name: "postgresql", file: "pg_ctlcluster", why: "an application in the mesh" },
@@ -62,6 +63,7 @@ const LAB: [Package; 18] = [
     Package { name: "mosquitto-clients", file: "mosquitto_pub", why: "its client" },
 ];
 const PYTHON_H2: &str = "/usr/lib/python3/dist-packages/h2/__init__.py";
+const PYTHON_GRPC: &str = "/usr/lib/python3/dist-packages/grpc/__init__.py";
 const PSYCOPG2: &str = "/usr/lib/python3/dist-packages/psycopg2/__init__.py";
 
 /// Another kernel in a virtual machine.
