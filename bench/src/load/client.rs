@@ -160,15 +160,15 @@ impl Link {
         request: impl Fn() -> Request<Body>,
         connections: &mut u64,
     ) -> Result<Response<Incoming>, Failure> {
-        for _ in 0..RESENDS {
+        let mut resends = 0;
+        loop {
             match self.try_send(target, request(), connections).await? {
                 Ok(response) => return Ok(response),
-                Err(error) if is_untouched(&error) => self.abandon(),
+                Err(error) if resends < RESENDS && is_untouched(&error) => self.abandon(),
                 Err(error) => return Err(ErrorKind::Request.because(error.error())),
             }
+            resends += 1;
         }
-        let last = self.try_send(target, request(), connections).await?;
-        last.map_err(|error| ErrorKind::Request.because(error.error()))
     }
 
     async fn try_send(
@@ -231,13 +231,13 @@ impl Link {
 /// Nothing of it was sent, or the server says so (RFC 9113 section 8.7).
 fn is_untouched(error: &TrySendError<Request<Body>>) -> bool {
     let source = std::error::Error::source(error.error());
-    let refused =
-        source.and_then(|source| source.downcast_ref::<h2::Error>()).is_some_and(|error| {
+    let told = source.and_then(|source| source.downcast_ref::<h2::Error>());
+    error.message().is_some()
+        || told.is_some_and(|error| {
             let after_last = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
             let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
             error.is_remote() && (after_last || refused)
-        });
-    refused || error.message().is_some()
+        })
 }
 
 #[cfg(test)]

@@ -65,14 +65,13 @@ pub(super) fn load(options: &CaptureOptions, pins: &Pins) -> Result<Ebpf, Captur
     Ok(ebpf)
 }
 
-/// At the same time, on as many cores as there are: the kernel's verifier takes most of an agent's start.
+/// At the same time, on as many cores as there are: no part of an agent's start takes longer than the
+/// kernel's verifier.
 fn load_programs(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
-    let wanted = |name: &str| CGROUP_PROGRAMS.contains(&name) || name == INBOUND_PROGRAM;
-    let programs: Vec<&mut Program> =
-        ebpf.programs_mut().filter(|(name, _)| wanted(name)).map(|(_, one)| one).collect();
     std::thread::scope(|scope| {
+        let programs = ebpf.programs_mut();
         let loading: Vec<_> =
-            programs.into_iter().map(|one| scope.spawn(move || load_program(one))).collect();
+            programs.map(|(_, one)| scope.spawn(move || load_program(one))).collect();
         loading.into_iter().try_for_each(|one| {
             // It has not panicked: it only calls the kernel.
             one.join().unwrap_or(Err(CaptureError::Program(ProgramError::NotLoaded)))

@@ -61,22 +61,17 @@ impl PodFinder {
     /// As [`local_pods`].
     pub fn find(&mut self, cgroup: &Path) -> io::Result<Vec<LocalPod>> {
         fs::read_dir(cgroup)?;
-        self.forget_ended()?;
         let mut found = Found { before: std::mem::take(&mut self.known), ..Found::default() };
         found.walk(cgroup, name_of(cgroup).starts_with("kubepods"), MAX_DEPTH);
         self.known = found.known;
         Ok(found.pods)
     }
+}
 
-    fn forget_ended(&mut self) -> io::Result<()> {
-        let mut processes: Vec<PollFd<'_>> =
-            self.known.values().map(|known| PollFd::new(&known.process, PollFlags::IN)).collect();
-        poll(&mut processes, Some(&Timespec::default()))?;
-        let ended: Vec<bool> = processes.iter().map(|one| !one.revents().is_empty()).collect();
-        let mut ended = ended.into_iter();
-        // In the same order: nothing was added or taken out since.
-        self.known.retain(|_, _| ended.next() == Some(false));
-        Ok(())
+impl Known {
+    fn lives(&self) -> bool {
+        let mut process = [PollFd::new(&self.process, PollFlags::IN)];
+        poll(&mut process, Some(&Timespec::default())) == Ok(0)
     }
 }
 
@@ -143,7 +138,7 @@ impl Found {
     }
 
     fn pod(&mut self, uid: String, cgroup: PathBuf, depth: u32) {
-        if let Some((cgroup, known)) = self.before.remove_entry(&cgroup) {
+        if let Some(known) = self.before.remove(&cgroup).filter(Known::lives) {
             self.pods.push(known.pod.clone());
             self.known.insert(cgroup, known);
             return;

@@ -79,12 +79,10 @@ impl Acceptor {
         self.0.async_io(Interest::READABLE, accept).await
     }
 
-    /// As [`Acceptor::accept`], but does not wait for one to come.
-    ///
-    /// # Errors
-    /// `WouldBlock` if there is none.
-    pub fn accept_now(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        accept(self.0.get_ref())
+    /// Those that wait already, at most a full queue of them.
+    pub fn waiting(&self) -> impl Iterator<Item = (TcpStream, SocketAddr)> {
+        // An error is an empty queue, or one that cannot be read any more.
+        std::iter::from_fn(|| accept(self.0.get_ref()).ok()).take(BACKLOG as usize)
     }
 }
 

@@ -206,17 +206,12 @@ impl<C: Connect> Client<C> {
         let asked = Rc::clone(&wanted);
         let (pool, key, retiring) = (Rc::downgrade(&self.pool), key.clone(), retired.clone());
         self.tasks.spawn_local(async move {
-            let ended = tokio::select! {
-                biased;
-                ended = &mut connection => ended,
-                () = cancelled(retiring) => {
-                    if let Some(pool) = pool.upgrade() {
-                        pool.close_retired(&key);
-                    }
-                    (&mut connection).await
+            let leave = || {
+                if let Some(pool) = pool.upgrade() {
+                    pool.close_retired(&key);
                 }
             };
-            match ended {
+            match drive(&mut connection, retiring, leave).await {
                 Ok(()) if asked.get() => {
                     let parts = connection.into_parts();
                     let io = Box::new(parts.io.into_inner());
@@ -241,23 +236,18 @@ impl<C: Connect> Client<C> {
         let load = Load::new(INITIAL_STREAMS);
         let watched = Rc::clone(&load);
         self.tasks.spawn_local(async move {
-            let mut ended = poll_fn(|cx| {
+            let ended = poll_fn(|cx| {
                 let polled = Pin::new(&mut connection).poll(cx);
                 watched.most.set(connection.max_concurrent_send_streams().max(1));
                 polled
             });
-            let ended = tokio::select! {
-                biased;
-                ended = &mut ended => ended,
-                () = cancelled(retired) => {
-                    watched.closed.set(true);
-                    if let Some(shared) = shared.upgrade() {
-                        shared.forget_closed();
-                    }
-                    ended.await
+            let leave = || {
+                watched.closed.set(true);
+                if let Some(shared) = shared.upgrade() {
+                    shared.forget_closed();
                 }
             };
-            if let Err(error) = ended {
+            if let Err(error) = drive(ended, retired, leave).await {
                 tracing::trace!(%error, "upstream connection ended");
             }
             watched.closed.set(true);
@@ -266,12 +256,19 @@ impl<C: Connect> Client<C> {
     }
 }
 
-/// Never, where there is no token.
-async fn cancelled(token: Option<CancellationToken>) {
-    match token {
-        Some(token) => token.cancelled().await,
-        None => std::future::pending().await,
+/// Drives a connection to its end; `leave` is called when what carries it is to end.
+async fn drive<T>(
+    mut connection: impl Future<Output = T> + Unpin,
+    retired: Option<CancellationToken>,
+    leave: impl FnOnce(),
+) -> T {
+    let Some(retired) = retired else { return connection.await };
+    tokio::select! {
+        biased;
+        ended = &mut connection => return ended,
+        () = retired.cancelled() => leave(),
     }
+    connection.await
 }
 
 fn remote(error: &impl std::error::Error) -> ConnectError {

@@ -22,9 +22,6 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(1);
 /// first packet came before that still arrives here when its handshake is over.
 const LINGER: Duration = Duration::from_millis(250);
 
-/// Connections that a listener's queue may hold: `net.core.somaxconn` by default.
-const QUEUE: usize = 4096;
-
 /// Which of a pod's listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -72,8 +69,7 @@ pub(super) async fn accept(
         () = stopped => {}
         () = accept_all(&worker, &pod, kind, &listener) => {}
     }
-    // An error is an empty queue, or one that cannot be read any more.
-    for (stream, peer) in std::iter::from_fn(|| listener.accept_now().ok()).take(QUEUE) {
+    for (stream, peer) in listener.waiting() {
         give(&worker, &pod, kind, stream, peer);
     }
 }

@@ -61,12 +61,19 @@ impl Facts {
 }
 
 /// What a connection turned out to be.
-enum Kind {
+enum Found {
     Http(HttpVersion),
-    /// Not HTTP: the upstream is open, and may have said something.
-    Tcp(Box<(Opened, ConnectionRecord)>, Vec<u8>),
+    Tcp(Box<Carried>),
     /// It has ended.
     Over,
+}
+
+/// A connection that is not HTTP.
+struct Carried {
+    upstream: Opened,
+    record: ConnectionRecord,
+    /// What the upstream has said already.
+    greeting: Vec<u8>,
 }
 
 /// Serves one connection.
@@ -92,22 +99,22 @@ pub(super) async fn serve(worker: &Rc<Worker>, accepted: Accepted) {
     let protocol = protocol_of(&live, target, service.as_ref());
     let peer = unmapped(peer);
     let facts = Facts { pod, source, live, peer, target, elsewhere, service };
-    let kind = match protocol {
+    let found = match protocol {
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
             // Declared HTTP: its client speaks first, and the preface tells the version.
             let version = match Box::pin(first_bytes(&client, http::detect_version)).await {
                 Seen::Http(version) => version,
                 Seen::Opaque => HttpVersion::Http1,
             };
-            Kind::Http(version)
+            Found::Http(version)
         }
         Protocol::Tcp | Protocol::Tls => Box::pin(open_tcp(worker, &facts)).await,
         Protocol::Detect => Box::pin(detect(worker, &facts, &client)).await,
     };
-    match kind {
-        Kind::Http(version) => Box::pin(serve_http(worker, facts, client, version)).await,
-        Kind::Tcp(opened, greeting) => relay(&facts.pod.quota, client, opened, &greeting).await,
-        Kind::Over => reset_tcp(client),
+    match found {
+        Found::Http(version) => Box::pin(serve_http(worker, facts, client, version)).await,
+        Found::Tcp(carried) => relay(&facts.pod.quota, client, carried).await,
+        Found::Over => reset_tcp(client),
     }
 }
 
@@ -148,31 +155,32 @@ async fn serve_http(worker: &Rc<Worker>, facts: Facts, client: TcpStream, versio
 }
 
 /// Looks at the first bytes without stalling a server that speaks first.
-async fn detect(worker: &Rc<Worker>, facts: &Facts, client: &TcpStream) -> Kind {
+async fn detect(worker: &Rc<Worker>, facts: &Facts, client: &TcpStream) -> Found {
     match tokio::time::timeout(CLIENT_FIRST, first_bytes(client, http::detect)).await {
-        Ok(Seen::Http(version)) => return Kind::Http(version),
+        Ok(Seen::Http(version)) => return Found::Http(version),
         Ok(Seen::Opaque) => return open_tcp(worker, facts).await,
         Err(_) => {}
     }
     // The client is silent: the server may be the one to begin. Open its side, and see who speaks.
-    let Kind::Tcp(mut opened, _) = open_tcp(worker, facts).await else { return Kind::Over };
+    let Found::Tcp(mut carried) = open_tcp(worker, facts).await else { return Found::Over };
     let mut greeting = vec![0; GREETING];
     tokio::select! {
         biased;
-        read = opened.0.io.read(&mut greeting) => match read {
+        read = carried.upstream.io.read(&mut greeting) => match read {
             Ok(length) => {
                 greeting.truncate(length);
-                Kind::Tcp(opened, greeting)
+                carried.greeting = greeting;
+                Found::Tcp(carried)
             }
             Err(_) => {
-                opened.1.flag(ResponseFlag::UpstreamClosed);
-                Kind::Over
+                carried.record.flag(ResponseFlag::UpstreamClosed);
+                Found::Over
             }
         },
         seen = first_bytes(client, http::detect) => match seen {
             // The idle connection was a guess: the engine makes its own.
-            Seen::Http(version) => Kind::Http(version),
-            Seen::Opaque => Kind::Tcp(opened, Vec::new()),
+            Seen::Http(version) => Found::Http(version),
+            Seen::Opaque => Found::Tcp(carried),
         }
     }
 }
@@ -189,10 +197,12 @@ struct Opened {
 }
 
 /// Opens the upstream of what is not HTTP, or says why not.
-async fn open_tcp(worker: &Rc<Worker>, facts: &Facts) -> Kind {
+async fn open_tcp(worker: &Rc<Worker>, facts: &Facts) -> Found {
     let mut record = worker.telemetry.connection(facts.start(Layer::Tcp));
     let error = match open(worker, facts).await {
-        Ok(opened) => return Kind::Tcp(Box::new((opened, record)), Vec::new()),
+        Ok(upstream) => {
+            return Found::Tcp(Box::new(Carried { upstream, record, greeting: Vec::new() }));
+        }
         Err(error) => error,
     };
     let flag = match error {
@@ -202,7 +212,7 @@ async fn open_tcp(worker: &Rc<Worker>, facts: &Facts) -> Kind {
     };
     record.flag(flag);
     tracing::info!(pod = %facts.pod.name, target = %facts.target, %error, "connection refused");
-    Kind::Over
+    Found::Over
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -279,14 +289,9 @@ async fn open_at(
     Ok(Opened { io, destination, peer, _active: active })
 }
 
-/// Copies until both sides are done; `greeting` is what the upstream said already.
-async fn relay(
-    quota: &Arc<Quota>,
-    mut client: TcpStream,
-    mut opened: Box<(Opened, ConnectionRecord)>,
-    greeting: &[u8],
-) {
-    let (upstream, record) = &mut *opened;
+/// Copies until both sides are done.
+async fn relay(quota: &Arc<Quota>, mut client: TcpStream, mut carried: Box<Carried>) {
+    let Carried { upstream, record, greeting } = &mut *carried;
     record.established(upstream.destination.take(), upstream.peer.take());
     let progress = |sent, received| count(record, received, sent);
     // Seen from the upstream, so that its greeting is the first to go.
@@ -294,6 +299,6 @@ async fn relay(
     match copied.await.1 {
         Ok(()) => {}
         Err(Broken::Client) => reset_tcp(client),
-        Err(Broken::Upstream) => opened.0.io.reset(),
+        Err(Broken::Upstream) => carried.upstream.io.reset(),
     }
 }
