@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod model;
+mod waits;
 
 pub mod authz;
 pub mod balance;
@@ -19,6 +20,7 @@ pub mod http;
 pub mod proxy;
 
 pub mod admin;
+pub mod authority;
 pub mod cli;
 
 pub mod agent;

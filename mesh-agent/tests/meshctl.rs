@@ -101,6 +101,18 @@ async fn state() -> AdminState {
                 ..api::Connection::default()
             }]
         }),
+        ejections: Box::new(|| {
+            vec![api::Ejection {
+                client: "shop/front-1".into(),
+                service: "shop/cart".into(),
+                port: 80,
+                subset: "v2".into(),
+                address: "10.1.1.3:8080".into(),
+                workload: "shop/cart-2".into(),
+                remaining: 29_400,
+                times: 2,
+            }]
+        }),
         capture: Box::new(|| api::Capture {
             state: "attached".into(),
             pods: vec![api::CapturedPod { uid: "uid-front-1".into(), netns_cookie: 7 }],
@@ -143,6 +155,7 @@ fn snapshot() -> Snapshot {
     let endpoints = pods[1..].iter().map(|workload| Endpoint {
         address: SocketAddr::new(workload.ips[0], 8080),
         workload: Some(Arc::clone(workload)),
+        labels: None,
         readiness: Readiness::Ready,
     });
     let key = ServiceKey { namespace: "shop".into(), name: "cart".into() };
@@ -186,6 +199,7 @@ fn destination_rule() -> DestinationRule {
         object: object("DestinationRule"),
         host: HostPattern::parse("cart.shop.svc.cluster.local"),
         visibility: Visibility::Everyone,
+        workload_selector: BTreeMap::new(),
         policy: TrafficPolicy::default(),
         port_policies: BTreeMap::new(),
         subsets: vec![subset("a"), subset("b")],
@@ -205,14 +219,22 @@ fn virtual_service(service: &ServiceKey) -> VirtualService {
     };
     let rule = |name: &str, matches: Vec<HttpMatch>, destinations: Vec<WeightedDestination>| {
         let total_weight = destinations.iter().map(|to| to.weight).sum();
-        let forward =
-            Forward { destinations, total_weight, rewrite: Rewrite::default(), timeout: None };
+        let forward = Forward {
+            destinations,
+            total_weight,
+            rewrite: Rewrite::default(),
+            timeout: None,
+            retries: RetryPolicy::default(),
+            mirrors: vec![],
+        };
         HttpRule {
             name: name.into(),
             matches,
             action: Action::Forward(forward),
             request_headers: HeaderOps::default(),
             response_headers: HeaderOps::default(),
+            fault: None,
+            cors: None,
         }
     };
     let api = HttpMatch {
@@ -231,7 +253,9 @@ fn virtual_service(service: &ServiceKey) -> VirtualService {
         http: vec![
             rule("wrong", vec![api], vec![to(Some("c"), 1)]),
             rule("split", Vec::new(), vec![to(Some("a"), 90), to(Some("b"), 10)]),
-        ],
+        ]
+        .into(),
+        l4: L4Routes::default(),
     }
 }
 
@@ -268,6 +292,10 @@ async fn each_command_shows_what_the_agent_has() {
           SHARE   HOST                          PORT   SUBSET   BALANCER      DESTINATIONRULE   ENDPOINTS
           90%     cart.shop.svc.cluster.local   80     a        ROUND_ROBIN   shop/cart         10.2.0.2:8080
           10%     cart.shop.svc.cluster.local   80     b        ROUND_ROBIN   shop/cart         10.2.0.3:8080
+    "#]]).await;
+    agent.check(&["ejections"], expect![[r#"
+        CLIENT         SERVICE        SUBSET   ENDPOINT        POD           EJECTED            BACK IN
+        shop/front-1   shop/cart:80   v2       10.1.1.3:8080   shop/cart-2   2 times in a row   30s
     "#]]).await;
     agent.check(&["connections"], expect![[r#"
         WORKLOAD       DIRECTION   SOURCE           DESTINATION    PROTOCOL   STATE                                AGE   SENT   RECEIVED   PEER

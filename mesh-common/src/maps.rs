@@ -36,6 +36,8 @@ pub const UNREACHED: &str = "UNREACHED";
 pub const DIRECT: &str = "DIRECT";
 /// Not pinned: [`SlotKey`] -> [`Target`].
 pub const DIRECT_SLOTS: &str = "DIRECT_SLOTS";
+/// Not pinned: [`ServiceKey`] of a pod's address and probed port -> 1.
+pub const PROBES: &str = "PROBES";
 /// Not pinned: ring of [`Flow`]s.
 pub const FLOWS: &str = "FLOWS";
 
@@ -72,6 +74,9 @@ pub const ELSEWHERE: u32 = 1;
 pub const ADMITTED_AGENT: u8 = 1;
 /// Value of [`ADMITTED`]: an application's connection that goes past the agent.
 pub const ADMITTED_DIRECT: u8 = 2;
+
+/// Value of [`ADMITTED`]: a probe of the kubelet's.
+pub const ADMITTED_PROBE: u8 = 3;
 
 /// [`Flow::kind`]: the connection is established.
 pub const FLOW_OPENED: u16 = 1;

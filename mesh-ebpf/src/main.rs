@@ -13,6 +13,7 @@ mod ctx;
 mod getpeername;
 mod getsockname;
 mod maps;
+mod probe;
 mod sk_lookup;
 mod sockops;
 

@@ -17,8 +17,8 @@ use aya_ebpf::programs::SkLookupContext;
 use mesh_common::address::Ip;
 use mesh_common::counter::Counter;
 use mesh_common::maps::{
-    ADMITTED_DIRECT, AdmitKey, DialKey, DirectService, Flow, Inbound, ListenerKey, Mark,
-    OriginalDestination, Pod, PortKey, RangeData, ServiceKey, SlotKey, Target, TupleKey,
+    ADMITTED_DIRECT, ADMITTED_PROBE, AdmitKey, DialKey, DirectService, Flow, Inbound, ListenerKey,
+    Mark, OriginalDestination, Pod, PortKey, RangeData, ServiceKey, SlotKey, Target, TupleKey,
     UNREACHED_NS,
 };
 
@@ -90,6 +90,11 @@ static DIRECT: HashMap<ServiceKey, DirectService> = HashMap::with_max_entries(40
 #[map]
 static DIRECT_SLOTS: HashMap<SlotKey, Target> = HashMap::with_max_entries(16_384, 0);
 
+/// Ports of enrolled pods that the kubelet probes. Written by the agent; read by probe. Full: the
+/// probes of the last pods go to the agent, which refuses them where mutual TLS is asked for.
+#[map]
+static PROBES: HashMap<ServiceKey, u8> = HashMap::with_max_entries(16_384, 0);
+
 /// Reports of direct connections. Written by sockops; read by the agent. Full: counted.
 #[map]
 static FLOWS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
@@ -131,6 +136,18 @@ pub fn is_admitted(key: &AdmitKey) -> bool {
 #[inline(always)]
 pub fn admit_direct(key: &AdmitKey) -> Result<(), i32> {
     ADMITTED.insert(key, ADMITTED_DIRECT, 0)
+}
+
+/// Announces a probe of the kubelet's.
+#[inline(always)]
+pub fn admit_probe(key: &AdmitKey) -> Result<(), i32> {
+    ADMITTED.insert(key, ADMITTED_PROBE, 0)
+}
+
+/// Whether the kubelet probes this port of a pod.
+#[inline(always)]
+pub fn is_probe(key: &ServiceKey) -> bool {
+    PROBES.get_ptr(key).is_some()
 }
 
 /// A direct service.

@@ -135,8 +135,9 @@ fn closed(ctx: &SockOpsContext) {
     }
 }
 
+/// The key of a connection of this socket's to an application.
 #[inline(always)]
-fn admit_key(ends: &Ends) -> AdmitKey {
+pub fn admit_key(ends: &Ends) -> AdmitKey {
     AdmitKey {
         source: ends.local,
         destination: ends.remote,
@@ -179,6 +180,6 @@ fn tuple_key(netns: u64, ends: &Ends) -> TupleKey {
 
 /// Asks for callbacks on changes of state, beside those that other programs asked for.
 #[inline(always)]
-fn watch_close(ctx: &SockOpsContext) {
+pub fn watch_close(ctx: &SockOpsContext) {
     let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
 }

@@ -36,6 +36,8 @@ pub struct Built {
     pub echo: PathBuf,
     /// `malha-load`.
     pub load: PathBuf,
+    /// `malha-servicex`.
+    pub servicex: PathBuf,
 }
 
 /// A line of cargo's `--message-format=json`; what we do not read is left out.
@@ -145,6 +147,7 @@ fn programs(args: BuildArgs) -> anyhow::Result<Built> {
         meshctl: take("meshctl")?,
         echo: take("malha-echo")?,
         load: take("malha-load")?,
+        servicex: take("malha-servicex")?,
     })
 }
 

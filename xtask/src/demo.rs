@@ -5,8 +5,11 @@
 //! ends the demo with an error. The mesh is that of `cargo xtask lab`, so `--keep` leaves one that
 //! its commands work on.
 
+mod kube;
 mod mesh;
+mod scenario;
 mod screen;
+mod stage;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -17,6 +20,7 @@ use clap::Args;
 use crate::lab::server::{ServeOptions, Served, WireSummary};
 use crate::tool::workspace;
 use mesh::{CLIENT, Counts, SERVICE, Workload};
+use scenario::Scenario;
 use screen::{Screen, bar, boxed, wire};
 
 /// Port of the tunnels (HBONE).
@@ -60,6 +64,12 @@ pub struct DemoArgs {
     /// Write the transcript to this file
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
+    /// Show one thing: what the mesh does for applications
+    #[arg(long, value_enum, conflicts_with = "kube")]
+    scenario: Option<Scenario>,
+    /// On a real cluster, made of this machine's namespaces, with `kubectl` and Helm
+    #[arg(long)]
+    kube: bool,
     /// Name of the lab, where several are up at once
     #[arg(long, default_value = "demo")]
     name: String,
@@ -96,6 +106,12 @@ struct Demo {
 /// # Errors
 /// What is missing on this machine, what did not come up, or what was not as it should be.
 pub fn run(args: DemoArgs) -> anyhow::Result<()> {
+    if args.kube {
+        return kube::run(&args);
+    }
+    if let Some(scenario) = args.scenario {
+        return scenario::run(scenario, &args);
+    }
     crate::setup::run_setup(&crate::setup::SetupArgs::default())?;
     let built = crate::build::all()?;
     let start = Instant::now();
@@ -318,21 +334,33 @@ impl Demo {
     }
 
     fn finish(mut self, args: &DemoArgs, start: Instant) -> anyhow::Result<()> {
-        self.screen.heading("What was seen")?;
-        for (good, text) in &self.claims {
-            self.screen.verdict(*good, text)?;
-        }
-        let failed = self.claims.iter().filter(|(good, _)| !good).count();
-        ensure!(failed == 0, "{failed} of {} were not as they should be", self.claims.len());
+        verdicts(&mut self.screen, &self.claims)?;
         if args.keep {
             self.lab.keep()?;
             self.screen.line("")?;
-            return how_to_enter(&args.name).iter().try_for_each(|line| self.screen.line(line));
+            let try_this = ["nginx-service:8000", "nginx-90-10.yaml"];
+            return how_to_enter(&args.name, try_this)
+                .iter()
+                .try_for_each(|line| self.screen.line(line));
         }
         self.lab.down()?;
         let seconds = start.elapsed().as_secs_f64();
         self.screen.line(&format!("  Everything is removed again ({seconds:.0} s in all)."))
     }
+}
+
+/// Shows what was claimed.
+///
+/// # Errors
+/// A claim that did not hold.
+fn verdicts(screen: &mut Screen, claims: &[Claim]) -> anyhow::Result<()> {
+    screen.heading("What was seen")?;
+    for (good, text) in claims {
+        screen.verdict(*good, text)?;
+    }
+    let failed = claims.iter().filter(|(good, _)| !good).count();
+    ensure!(failed == 0, "{failed} of {} were not as they should be", claims.len());
+    Ok(())
 }
 
 impl Phase {
@@ -343,14 +371,15 @@ impl Phase {
     }
 }
 
-fn how_to_enter(name: &str) -> Vec<String> {
+/// How to go on with a mesh that was kept; `asked` and `rules` are what to try.
+fn how_to_enter(name: &str, [asked, rules]: [&str; 2]) -> Vec<String> {
     let lab =
         |command: &str, rest: &str| format!("    cargo xtask lab {command} --name {name} {rest}");
     vec![
         "  The mesh stays up:".to_owned(),
-        lab("exec", "client -- curl -s nginx-service:8000"),
+        lab("exec", &format!("client -- curl -s {asked}")),
         lab("exec", "client -- bash"),
-        lab("apply", "-f deploy/samples/nginx-90-10.yaml"),
+        lab("apply", &format!("-f deploy/samples/{rules}")),
         lab("meshctl", "node1 -- workloads"),
         lab("down", "").trim_end().to_owned(),
     ]

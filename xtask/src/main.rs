@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use xtask::tool::say;
-use xtask::{bench, build, demo, fuzz, lab, setup, test, tidy, vm};
+use xtask::{bench, build, demo, fuzz, image, lab, manifest, setup, test, tidy, vm};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about)]
@@ -21,6 +21,10 @@ enum Command {
     Setup(setup::SetupArgs),
     /// Build the eBPF object and every program
     Build(build::BuildArgs),
+    /// Make a container image of the mesh
+    Image(image::ImageArgs),
+    /// Render the Helm chart as deploy/malha.yaml
+    Manifest(manifest::ManifestArgs),
     /// Show a mesh at work: capture, mutual TLS, a traffic split, and the wire
     Demo(demo::DemoArgs),
     /// A lab for hand work
@@ -51,12 +55,15 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Setup(args) => setup::run_setup(&args),
+        Command::Image(args) => image::run(&args),
+        Command::Manifest(args) => manifest::run(&args),
         Command::Demo(args) => demo::run(args),
         Command::Lab(command) => lab::cli::run(command),
         Command::Build(args) => {
             setup::run_setup(&setup::SetupArgs { build_only: true, ..Default::default() })?;
             let built = build::with(args)?;
-            for program in [built.mesh_agent, built.meshctl, built.echo, built.load] {
+            let tools = [built.echo, built.load, built.servicex];
+            for program in [built.mesh_agent, built.meshctl].iter().chain(&tools) {
                 say(&format!("built {}", program.display()));
             }
             Ok(())

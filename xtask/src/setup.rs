@@ -74,6 +74,16 @@ const VM: [Package; 4] = [
     Package { name: "kmod", file: "modprobe", why: "their modules" },
 ];
 
+/// Real Kubernetes.
+const KUBE: [Package; 5] = [
+    Package { name: "containerd", file: "containerd", why: "a runtime of Kubernetes' nodes" },
+    Package { name: "runc", file: "runc", why: "their containers" },
+    Package { name: "containernetworking-plugins", file: CNI, why: "their pods' networks" },
+    Package { name: "busybox-static", file: "busybox", why: "their images" },
+    Package { name: "zstd", file: "zstd", why: "unpacks prebuilt programs" },
+];
+const CNI: &str = "/usr/lib/cni/bridge";
+
 /// A C compiler: `ring`, `aws-lc-sys` and the linking of any Rust program need it.
 const C_COMPILER: Package = Package { name: "gcc", file: "cc", why: "linking, C in crates" };
 
@@ -137,8 +147,11 @@ pub fn run_setup(args: &SetupArgs) -> anyhow::Result<()> {
     missing.extend((!C_COMPILER.installed()).then_some(&C_COMPILER));
     if !args.build_only {
         missing.extend(LAB.iter().filter(|package| !package.installed()));
+        missing.extend(KUBE.iter().filter(|package| !package.installed()));
         let vm = if cfg!(target_arch = "x86_64") { &VM[..] } else { &[] };
-        missing.extend(vm.iter().filter(|package| !package.installed()));
+        let vm = vm.iter().filter(|package| !package.installed());
+        // Both want busybox.
+        missing.extend(vm.filter(|package| KUBE.iter().all(|other| other.name != package.name)));
         missing.extend(DEBIAN_LINTS.iter().filter(|package| debian && !package.installed()));
     }
     // The linker is built against the compiler's LLVM.

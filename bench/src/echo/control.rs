@@ -1,7 +1,8 @@
-//! What a request asks the echo server to do: query parameters, or `x-echo-<name>` headers.
+//! What a request asks the echo server to do: query parameters, `x-echo-<name>` headers, or what
+//! the server does by itself (`--default`).
 //!
-//! Pure. A query parameter wins over a header; unknown names are none of our business, a bad value
-//! of a known name is an error.
+//! Pure. A query parameter wins over a header, and both over the default; unknown names are none of
+//! our business, a bad value of a known name is an error.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -32,6 +33,18 @@ pub(super) struct Control {
     pub(super) close: bool,
     /// `abort`: break off without an answer.
     pub(super) abort: bool,
+    /// `turns`: what happens to the first, second, .. request of the same path and query, and then
+    /// from the first again; wins over `status`, `delay-ms` and `abort`.
+    pub(super) turns: Vec<Turn>,
+    /// `alone`: ask no other server (`--call`).
+    pub(super) alone: bool,
+}
+
+/// One of `turns`: `abort`, or `STATUS`, or `STATUS/DELAY_MS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    Abort,
+    Answer { status: StatusCode, delay: Duration },
 }
 
 impl Control {
@@ -39,8 +52,8 @@ impl Control {
     ///
     /// # Errors
     /// A sentence that names the parameter whose value is wrong.
-    pub(super) fn parse(query: &str, headers: &HeaderMap) -> Result<Self, String> {
-        let source = Source { query, headers };
+    pub(super) fn parse(query: &str, headers: &HeaderMap, default: &str) -> Result<Self, String> {
+        let source = Source { query, headers, default };
         let control = Self {
             status: source.get("status")?.unwrap_or(StatusCode::OK),
             delay: source.milliseconds("delay-ms")?,
@@ -51,26 +64,60 @@ impl Control {
             stream: source.flag("stream")?,
             close: source.flag("close")?,
             abort: source.flag("abort")?,
+            turns: source.turns()?,
+            alone: source.flag("alone")?,
         };
         match control.size {
             Some(size) if size > MAX_SIZE => Err(format!("size: {size} is over {MAX_SIZE}")),
             _ => Ok(control),
         }
     }
+
+    /// Takes the turn of the request with this number, the first being 0.
+    pub(super) fn turn(&mut self, number: usize) {
+        let turn = number.checked_rem(self.turns.len()).and_then(|index| self.turns.get(index));
+        match turn {
+            Some(Turn::Abort) => self.abort = true,
+            Some(Turn::Answer { status, delay }) => {
+                self.status = *status;
+                self.delay = *delay;
+                self.abort = false;
+            }
+            None => {}
+        }
+    }
+}
+
+impl FromStr for Turn {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        if text == "abort" {
+            return Ok(Self::Abort);
+        }
+        let (status, delay) = text.split_once('/').unwrap_or((text, "0"));
+        let delay = Duration::from_millis(delay.parse().map_err(|_| ())?);
+        Ok(Self::Answer { status: status.parse().map_err(|_| ())?, delay })
+    }
 }
 
 struct Source<'a> {
     query: &'a str,
     headers: &'a HeaderMap,
+    default: &'a str,
 }
 
 impl<'a> Source<'a> {
     fn text(&self, name: &str) -> Option<&'a str> {
-        let parameter = self.query.split('&').find_map(|pair| match pair.split_once('=') {
-            Some((key, value)) => (key == name).then_some(value),
-            None => (pair == name).then_some(""),
-        });
-        parameter.or_else(|| self.headers.get(format!("x-echo-{name}"))?.to_str().ok())
+        parameter(self.query, name)
+            .or_else(|| self.headers.get(format!("x-echo-{name}"))?.to_str().ok())
+            .or_else(|| parameter(self.default, name))
+    }
+
+    fn turns(&self) -> Result<Vec<Turn>, String> {
+        let words = self.text("turns").into_iter().flat_map(|text| text.split(','));
+        let turn = |word: &str| word.parse().map_err(|()| format!("turns: cannot use `{word}`"));
+        words.map(turn).collect()
     }
 
     fn get<T: FromStr>(&self, name: &str) -> Result<Option<T>, String> {
@@ -92,6 +139,14 @@ impl<'a> Source<'a> {
     }
 }
 
+/// A parameter of a query; empty where it has no value.
+fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+    query.split('&').find_map(|pair| match pair.split_once('=') {
+        Some((key, value)) => (key == name).then_some(value),
+        None => (pair == name).then_some(""),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,7 +157,7 @@ mod tests {
 
     #[test]
     fn nothing_asked_is_a_plain_200() {
-        let control = Control::parse("user=7&other", &HeaderMap::new()).unwrap();
+        let control = Control::parse("user=7&other", &HeaderMap::new(), "").unwrap();
         assert_eq!(control.status, StatusCode::OK);
         assert_eq!(control.size, None);
         assert!(!control.close && !control.trailers && !control.stream);
@@ -111,7 +166,7 @@ mod tests {
     #[test]
     fn query_wins_over_header() {
         let headers = headers(&[("x-echo-status", "404"), ("x-echo-delay-ms", "20")]);
-        let control = Control::parse("status=503&close&trailers=0", &headers).unwrap();
+        let control = Control::parse("status=503&close&trailers=0", &headers, "").unwrap();
         assert_eq!(control.status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(control.delay, Duration::from_millis(20));
         assert!(control.close && !control.trailers);
@@ -119,9 +174,33 @@ mod tests {
 
     #[test]
     fn bad_values_are_named() {
-        let refused = |query| Control::parse(query, &HeaderMap::new()).unwrap_err();
+        let refused = |query| Control::parse(query, &HeaderMap::new(), "").unwrap_err();
         assert_eq!(refused("status=9"), "status: cannot use `9`");
         assert_eq!(refused("close=perhaps"), "close: cannot use `perhaps`");
         assert!(refused("size=99999999999999").starts_with("size: "));
+        assert_eq!(refused("turns=200,often"), "turns: cannot use `often`");
+    }
+
+    #[test]
+    fn the_default_is_for_requests_that_ask_nothing() {
+        let default = "status=504&delay-ms=20";
+        let control = |query| Control::parse(query, &HeaderMap::new(), default).unwrap();
+        assert_eq!(control("").status, StatusCode::GATEWAY_TIMEOUT);
+        let asked = control("status=200");
+        assert_eq!((asked.status, asked.delay), (StatusCode::OK, Duration::from_millis(20)));
+    }
+
+    #[test]
+    fn turns_follow_each_other_and_begin_again() {
+        let query = "status=500&turns=503,abort,200/30";
+        let seen = |number| {
+            let mut control = Control::parse(query, &HeaderMap::new(), "").unwrap();
+            control.turn(number);
+            (control.abort, control.status.as_u16(), control.delay.as_millis())
+        };
+        assert_eq!(
+            [0, 1, 2, 3].map(seen),
+            [(false, 503, 0), (true, 500, 0), (false, 200, 30), (false, 503, 0)]
+        );
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use anyhow::anyhow;
 use bytes::Bytes;
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -20,8 +21,9 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::body::{self, Answer};
+use super::call::Called;
 use super::control::Control;
-use super::{Ends, Server, grpc};
+use super::{Ends, Server, announce, grpc};
 use crate::digest::Hasher;
 use crate::{wait, websocket};
 
@@ -50,6 +52,16 @@ struct Seen<'a> {
     body_sha256: String,
     remote: String,
     local: String,
+    /// What other servers answered.
+    #[serde(skip_serializing_if = "<[Called]>::is_empty")]
+    calls: &'a [Called],
+}
+
+/// A request's body and trailers, read to their end.
+struct Whole {
+    length: u64,
+    sha256: String,
+    trailers: HeaderMap,
 }
 
 /// Serves one connection until either side ends it.
@@ -98,12 +110,15 @@ async fn respond(
     server: &Server,
     wishes: &mpsc::Sender<Wish>,
 ) -> anyhow::Result<Response<Answer>> {
-    let query = request.uri().query().unwrap_or_default();
-    let control = match Control::parse(query, request.headers()) {
+    let mut control = match control(&request, server) {
         Ok(control) => control,
         Err(message) => return Ok(refusal(message)),
     };
     if control.abort {
+        if server.log {
+            let (head, body) = request.into_parts();
+            log(&describe(&head, read(body).await?, &[], ends, server)?)?;
+        }
         return Err(anyhow!("asked to abort"));
     }
     if control.close {
@@ -116,16 +131,32 @@ async fn respond(
     if let Some(accept) = websocket::accept_key(request.headers()) {
         return switch(request, &accept, server, wishes);
     }
+    let _slot = match &server.slots {
+        Some(slots) => Some(slots.acquire().await?),
+        None => None,
+    };
     wait(control.delay).await;
-    let mut response = answer(request, &control, ends, server).await?;
+    let mut response = answer(request, &mut control, ends, server).await?;
     *response.status_mut() = control.status;
     sign(response.headers_mut(), server);
     Ok(response)
 }
 
+/// What is to be done for a request.
+fn control(request: &Request<Incoming>, server: &Server) -> Result<Control, String> {
+    let query = request.uri().query().unwrap_or_default();
+    let mut control = Control::parse(query, request.headers(), &server.default)?;
+    if !control.turns.is_empty() {
+        let kind = request.uri().path_and_query().map_or("/", |kind| kind.as_str());
+        control.turn(server.turns.next(kind)?);
+    }
+    Ok(control)
+}
+
+/// Answers, with the worst status of the servers that are asked first.
 async fn answer(
     request: Request<Incoming>,
-    control: &Control,
+    control: &mut Control,
     ends: Ends,
     server: &Server,
 ) -> anyhow::Result<Response<Answer>> {
@@ -137,12 +168,24 @@ async fn answer(
         }
         return Ok(response);
     }
+    let (head, body) = request.into_parts();
+    let whole = read(body).await?;
+    let mut calls = Vec::new();
+    for call in server.calls.iter().filter(|_| !control.alone) {
+        calls.push(call.ask(&head.headers).await);
+    }
+    if let Some(worst) = calls.iter().filter_map(Called::failure).max() {
+        control.status = worst;
+    }
+    let seen = || describe(&head, whole, &calls, ends, server);
+    let json = if server.log || control.size.is_none() { seen()? } else { Vec::new() };
+    if server.log {
+        log(&json)?;
+    }
     let (length, kind, body) = if let Some(size) = control.size {
-        read(request.into_body()).await?;
         let body = body::generated(size, control.pause, control.trailers);
         (size, "application/octet-stream", body)
     } else {
-        let json = describe(request, ends, server).await?;
         let length = json.len() as u64;
         (length, "application/json", body::streamed(json.into(), control.trailers))
     };
@@ -157,15 +200,14 @@ async fn answer(
     Ok(response)
 }
 
-/// Reads the request to its end and says in JSON what it was.
-async fn describe(
-    request: Request<Incoming>,
+/// Says in JSON what a request was.
+fn describe(
+    head: &Parts,
+    body: Whole,
+    calls: &[Called],
     ends: Ends,
     server: &Server,
 ) -> anyhow::Result<Vec<u8>> {
-    let (head, body) = request.into_parts();
-    let (hasher, trailers) = read(body).await?;
-    let (body_length, body_sha256) = hasher.finish();
     let seen = Seen {
         pod: &server.pod,
         version: &server.version,
@@ -176,17 +218,23 @@ async fn describe(
         query: head.uri.query().unwrap_or_default(),
         http: version_name(head.version),
         headers: listed(&head.headers),
-        trailers: listed(&trailers),
-        body_length,
-        body_sha256,
+        trailers: listed(&body.trailers),
+        body_length: body.length,
+        body_sha256: body.sha256,
         remote: ends.remote.to_string(),
         local: ends.local.to_string(),
+        calls,
     };
     Ok(serde_json::to_vec(&seen)?)
 }
 
+/// A line of the server's log.
+fn log(json: &[u8]) -> std::io::Result<()> {
+    announce(&String::from_utf8_lossy(json))
+}
+
 /// Reads a body to its end without keeping it.
-async fn read(mut body: Incoming) -> anyhow::Result<(Hasher, HeaderMap)> {
+async fn read(mut body: Incoming) -> anyhow::Result<Whole> {
     let mut hasher = Hasher::new();
     let mut trailers = HeaderMap::new();
     while let Some(frame) = body.frame().await {
@@ -195,7 +243,8 @@ async fn read(mut body: Incoming) -> anyhow::Result<(Hasher, HeaderMap)> {
             Err(frame) => trailers = frame.into_trailers().unwrap_or_default(),
         }
     }
-    Ok((hasher, trailers))
+    let (length, sha256) = hasher.finish();
+    Ok(Whole { length, sha256, trailers })
 }
 
 /// 101, and the connection's task takes over once HTTP has let go.

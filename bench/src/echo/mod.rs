@@ -2,13 +2,16 @@
 //! its answers what it saw: addresses, headers, version, body hash.
 //!
 //! One process may listen on many ports. It binds `[::]` for both address families, and `0.0.0.0`
-//! where the machine has no IPv6.
+//! where the machine has no IPv6. With `--call` it is one service among several: it asks others
+//! before it answers.
 
 mod body;
+mod call;
 mod control;
 mod grpc;
 mod http;
 mod tcp;
+mod turns;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -17,7 +20,11 @@ use anyhow::Context;
 use clap::Parser;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+
+use self::call::Call;
+use self::turns::Turns;
 
 /// Connections served at once on one port; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 16_384;
@@ -50,13 +57,31 @@ pub struct Settings {
     /// Threads that serve
     #[arg(long, default_value_t = 2)]
     pub threads: usize,
+    /// Parameters of requests that do not have them, as a query: `status=504&delay-ms=100`
+    #[arg(long, value_name = "QUERY", default_value = "")]
+    pub default: String,
+    /// Ask this URL before each answer, which then has the worst status of those asked; may be
+    /// repeated
+    #[arg(long, value_name = "URL")]
+    pub call: Vec<::http::Uri>,
+    /// HTTP requests served at once, as by an application with so many threads; more wait
+    #[arg(long)]
+    pub slots: Option<usize>,
+    /// Print each HTTP request as a line of JSON
+    #[arg(long)]
+    pub log: bool,
 }
 
-/// Who answers: part of every answer.
+/// Who answers, part of every answer, and what it does by itself.
 #[derive(Debug)]
 struct Server {
     pod: String,
     version: String,
+    default: String,
+    calls: Vec<Call>,
+    slots: Option<Semaphore>,
+    log: bool,
+    turns: Turns,
 }
 
 /// The two ends of an accepted connection as the application sees them.
@@ -85,6 +110,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let server = Arc::new(Server {
         pod: settings.pod.or(host).unwrap_or_else(|| "unknown".to_owned()),
         version: settings.app_version,
+        default: settings.default,
+        calls: settings.call.into_iter().map(Call::new).collect::<anyhow::Result<_>>()?,
+        slots: settings.slots.map(Semaphore::new),
+        log: settings.log,
+        turns: Turns::default(),
     });
     let ports = (settings.http.iter().map(|port| (*port, Mode::Http)))
         .chain(settings.tcp.iter().map(|port| (*port, Mode::Tcp)))
@@ -94,7 +124,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         let listener = listen(settings.bind, port)
             .with_context(|| format!("listen on port {port} of {}", settings.bind))?;
         announce(&format!("{} {}", mode.name(), listener.local_addr()?))?;
-        listeners.spawn(accept(listener, mode, Arc::clone(&server)));
+        let server = Arc::clone(&server);
+        listeners.spawn(crate::accept(listener, MAX_CONNECTIONS, move |stream, remote| {
+            serve(stream, remote, mode, Arc::clone(&server))
+        }));
     }
     anyhow::ensure!(!listeners.is_empty(), "give at least one of --http, --tcp, --banner");
     announce("ready")?;
@@ -110,21 +143,6 @@ fn announce(line: &str) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}")?;
     out.flush()
-}
-
-/// Accepts on `listener` for ever, at most [`MAX_CONNECTIONS`] at once.
-async fn accept(listener: TcpListener, mode: Mode, server: Arc<Server>) -> anyhow::Result<()> {
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => {
-                // A client that gave up while it was queued is no reason to stop.
-                let Ok((stream, remote)) = accepted else { continue };
-                connections.spawn(serve(stream, remote, mode, Arc::clone(&server)));
-            }
-            Some(_) = connections.join_next(), if !connections.is_empty() => {}
-        }
-    }
 }
 
 async fn serve(stream: TcpStream, remote: SocketAddr, mode: Mode, server: Arc<Server>) {

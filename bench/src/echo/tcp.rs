@@ -20,7 +20,7 @@ pub(super) async fn banner(
     ends: Ends,
     server: &Server,
 ) -> std::io::Result<()> {
-    let Server { pod, version } = server;
+    let Server { pod, version, .. } = server;
     let Ends { remote, local } = ends;
     let line =
         format!("220 malha-echo pod={pod} version={version} remote={remote} local={local}\r\n");

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::client::{Link, Target};
+use super::lines::{Line, Vary};
 use super::report::{Counts, ErrorKind, Failure};
 use super::schedule::Schedule;
 use super::timer::Timer;
@@ -35,6 +36,9 @@ struct Job {
     count_header: Option<HeaderName>,
     /// Whether bodies are only counted.
     discard: bool,
+    vary: Option<Vary>,
+    /// Whether each request is told when it ends.
+    lines: bool,
 }
 
 /// What counts of an answer.
@@ -119,6 +123,8 @@ fn prepare(args: HttpArgs, start: Instant) -> anyhow::Result<Job> {
         grpc: args.grpc,
         count_header: args.count_header,
         discard: args.discard,
+        vary: args.vary.as_deref().map(Vary::parse).transpose()?,
+        lines: args.lines,
     })
 }
 
@@ -134,7 +140,7 @@ fn message(content: &[u8]) -> anyhow::Result<Bytes> {
 async fn work(job: Arc<Job>, mut link: Link) -> anyhow::Result<Counts> {
     let mut counts = Counts::new();
     let mut timer = job.schedule.is_paced().then(Timer::new).transpose()?;
-    while let Some(due) = job.schedule.take(Instant::now()) {
+    while let Some((number, due)) = job.schedule.take(Instant::now()) {
         if let Some(timer) = &mut timer {
             timer.wait(due.saturating_duration_since(Instant::now())).await?;
         }
@@ -145,20 +151,29 @@ async fn work(job: Arc<Job>, mut link: Link) -> anyhow::Result<Counts> {
         if let Some(age) = job.connection_age {
             link.renew(age);
         }
-        let exchange = exchange(&job, &mut link, &mut counts.connections);
-        match timeout(job.timeout, exchange).await {
-            Ok(Ok(answer)) => {
+        let exchange = exchange(&job, number, &mut link, &mut counts.connections);
+        let ended = match timeout(job.timeout, exchange).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                let text = format!("no whole answer in {} ms", job.timeout.as_millis());
+                Err(Failure { kind: ErrorKind::Timeout, text })
+            }
+        };
+        if job.lines {
+            let line = Line::new(number, job.schedule.start().elapsed(), due.elapsed());
+            print(&match &ended {
+                Ok(answer) => line.answered(answer.status, answer.header.as_deref(), &answer.body),
+                Err(failure) => line.failed(failure),
+            })?;
+        }
+        match ended {
+            Ok(answer) => {
                 counts.latencies.record(due.elapsed());
                 count(&mut counts, &job, answer);
             }
-            Ok(Err(failure)) => {
+            Err(failure) => {
                 link.abandon();
                 counts.fail(failure);
-            }
-            Err(_) => {
-                link.abandon();
-                let text = format!("no whole answer in {} ms", job.timeout.as_millis());
-                counts.fail(Failure { kind: ErrorKind::Timeout, text });
             }
         }
     }
@@ -181,12 +196,20 @@ fn count(counts: &mut Counts, job: &Job, answer: Answer) {
     counts.succeeded += 1;
 }
 
-async fn exchange(job: &Job, link: &mut Link, connections: &mut u64) -> Result<Answer, Failure> {
+async fn exchange(
+    job: &Job,
+    number: u64,
+    link: &mut Link,
+    connections: &mut u64,
+) -> Result<Answer, Failure> {
     let last = job.new_connections && matches!(link, Link::Http1(_));
     let request = || {
         let mut request = job.target.request(job.method.clone(), job.body.clone());
         if last {
             request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if let Some(vary) = &job.vary {
+            vary.apply(number, request.headers_mut());
         }
         request
     };

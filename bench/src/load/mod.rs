@@ -6,6 +6,7 @@
 mod client;
 mod histogram;
 mod http;
+mod lines;
 mod no_read;
 mod report;
 mod schedule;
@@ -124,6 +125,13 @@ struct HttpArgs {
     /// Count the values of this header of the answers
     #[arg(long)]
     count_header: Option<::http::HeaderName>,
+    /// A header whose value is different for each of so many requests, then the same again:
+    /// `x-user=300` is `x-user: user-0` to `user-299`
+    #[arg(long, value_name = "NAME=COUNT")]
+    vary: Option<String>,
+    /// A line of JSON for each request as it ends, before the report
+    #[arg(long)]
+    lines: bool,
 }
 
 #[derive(Debug, Args)]

@@ -31,6 +31,11 @@ impl Schedule {
         Self { start, next: AtomicU64::new(0), limit, length, rate, stopped }
     }
 
+    /// When the run began.
+    pub(super) fn start(&self) -> Instant {
+        self.start
+    }
+
     /// Whether requests are due at fixed instants.
     pub(super) fn is_paced(&self) -> bool {
         self.rate.is_some()
@@ -41,8 +46,9 @@ impl Schedule {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// The instant at which the next request is due; `None` when the run is over.
-    pub(super) fn take(&self, now: Instant) -> Option<Instant> {
+    /// The next request: its number, the first being 0, and the instant at which it is due; `None`
+    /// when the run is over.
+    pub(super) fn take(&self, now: Instant) -> Option<(u64, Instant)> {
         if self.stopped.load(Ordering::Relaxed) {
             return None;
         }
@@ -56,7 +62,7 @@ impl Schedule {
             None => now,
         };
         let over = self.length.is_some_and(|length| due.max(now) >= self.start + length);
-        (!over).then_some(due)
+        (!over).then_some((number, due))
     }
 }
 
@@ -68,8 +74,8 @@ mod tests {
     fn a_limit_gives_exactly_that_many() {
         let start = Instant::now();
         let schedule = Schedule::new(start, Some(3), None, None);
-        let taken = std::iter::from_fn(|| schedule.take(start)).count();
-        assert_eq!(taken, 3);
+        let taken: Vec<_> = std::iter::from_fn(|| schedule.take(start)).collect();
+        assert_eq!(taken, [(0, start), (1, start), (2, start)]);
         assert_eq!(schedule.take(start), None);
     }
 
@@ -87,7 +93,8 @@ mod tests {
         let start = Instant::now();
         let schedule = Schedule::new(start, Some(3), None, Some(100.0));
         let late = start + Duration::from_secs(1);
-        let due: Vec<_> = std::iter::from_fn(|| schedule.take(late)).collect();
+        let due = std::iter::from_fn(|| schedule.take(late));
+        let due: Vec<_> = due.map(|(_, instant)| instant).collect();
         let at = |millis| start + Duration::from_millis(millis);
         assert_eq!(due, [at(0), at(10), at(20)]);
     }

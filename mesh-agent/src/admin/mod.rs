@@ -4,6 +4,8 @@
 //! What it is not: it changes nothing, and the data path does not know that it exists.
 //! Invariant: an answer is computed from one snapshot, never from two generations.
 
+mod http;
+mod policies;
 mod routes;
 mod server;
 mod socket;
@@ -16,6 +18,7 @@ use crate::api;
 use crate::identity::Identities;
 use crate::model::Snapshot;
 
+pub use http::{Probes, serve_probes};
 pub use server::serve;
 pub use socket::AdminSocket;
 
@@ -36,6 +39,8 @@ pub struct AdminState {
     pub diagnostics: Ask<Vec<api::Diagnostic>>,
     /// Connections, those that are older than their pod's enrolment among them.
     pub connections: Ask<Vec<api::Connection>>,
+    /// Endpoints that outlier detection leaves out.
+    pub ejections: Ask<Vec<api::Ejection>>,
     /// Captured pods and the eBPF side's counters.
     pub capture: Ask<api::Capture>,
 }

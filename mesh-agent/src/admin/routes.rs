@@ -6,12 +6,14 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::policies;
 use super::views::endpoint;
 use crate::api;
 use crate::model::{
-    Action, DestinationRule, Forward, HeaderOps, HttpMatch, HttpRule, KeyMatch, LoadBalancer,
-    ObjectRef, PathRewrite, Redirect, RedirectPath, RedirectPort, Service, ServicePort, Snapshot,
-    StringMatch, Subset, TrafficPolicy, WeightedDestination,
+    Action, Client, DestinationRule, Forward, HeaderOps, HostPattern, HttpMatch, HttpRule,
+    KeyMatch, L4Match, L4Rule, LoadBalancer, ObjectRef, PathRewrite, Redirect, RedirectPath,
+    RedirectPort, Service, ServicePort, Snapshot, StringMatch, Subset, TrafficPolicy,
+    WeightedDestination,
 };
 
 /// Namespace of a client that names none, as in kubectl.
@@ -29,12 +31,18 @@ pub(super) fn routes(
     let host = full_name(snapshot, &request.host, namespace)?;
     let service = snapshot.service_by_host(&host);
     let virtual_service = snapshot.virtual_service(&host, namespace);
+    let l4 = snapshot.l4_virtual_service(&host, namespace);
     let view = View { snapshot, namespace };
-    let rules = match (virtual_service, service) {
+    let mut rules = match (virtual_service, service) {
         (Some(found), _) => found.http.iter().map(|rule| view.rule(rule)).collect(),
-        (None, Some(service)) => vec![view.without_rule(service)],
-        (None, None) => Vec::new(),
+        (None, Some(service)) if l4.is_none() => vec![view.without_rule(service)],
+        (None, _) => Vec::new(),
     };
+    if let Some(found) = l4 {
+        rules.extend(found.l4.tls.iter().map(|rule| view.l4_rule("tls", rule)));
+        rules.extend(found.l4.tcp.iter().map(|rule| view.l4_rule("tcp", rule)));
+    }
+    let virtual_service = virtual_service.or(l4);
     Some(api::RoutesReply {
         host,
         namespace: namespace.to_owned(),
@@ -97,6 +105,12 @@ impl View<'_> {
                 ("respond", Vec::new())
             }
         };
+        if let Some(fault) = &rule.fault {
+            policies::of_fault(fault, &mut details);
+        }
+        if let Some(cors) = &rule.cors {
+            policies::of_cors(cors, &mut details);
+        }
         header_details("request", &rule.request_headers, &mut details);
         header_details("response", &rule.response_headers, &mut details);
         api::Rule {
@@ -108,10 +122,22 @@ impl View<'_> {
         }
     }
 
+    fn l4_rule(&self, kind: &str, rule: &L4Rule) -> api::Rule {
+        let of = rule.destinations.iter();
+        api::Rule {
+            name: kind.to_owned(),
+            matches: rule.matches.iter().map(l4_match_text).collect(),
+            action: "forward".to_owned(),
+            destinations: of.map(|to| self.destination(to, rule.total_weight)).collect(),
+            ..api::Rule::default()
+        }
+    }
+
     /// No VirtualService: each port goes to its own endpoints.
     fn without_rule(&self, service: &Service) -> api::Rule {
         let destinations = service.ports.iter().map(|port| {
-            let rule = self.snapshot.destination_rule(service, self.namespace);
+            let rule =
+                self.snapshot.destination_rule(service, Client::of_namespace(self.namespace));
             let shown = Shown { service, rule: rule.map(Arc::as_ref), subset: None };
             api::Destination { weight: 1, total_weight: 1, ..shown.to(Some(port.port)) }
         });
@@ -137,7 +163,10 @@ impl View<'_> {
         else {
             return fails("no Service of this name".to_owned());
         };
-        let rule = self.snapshot.destination_rule(service, self.namespace).map(Arc::as_ref);
+        let rule = self
+            .snapshot
+            .destination_rule(service, Client::of_namespace(self.namespace))
+            .map(Arc::as_ref);
         let subset = match &to.subset {
             None => None,
             Some(name) => match rule.and_then(|rule| rule.subset(name)) {
@@ -152,6 +181,7 @@ impl View<'_> {
             destination_rule: found.destination_rule,
             endpoints: found.endpoints,
             problem: found.problem,
+            policies: found.policies,
             ..row
         }
     }
@@ -180,7 +210,7 @@ impl Shown<'_> {
         let endpoints: Vec<api::Endpoint> = ports
             .iter()
             .flat_map(|port| port.endpoints.iter())
-            .filter(|found| self.subset.is_none_or(|subset| covers(subset, found)))
+            .filter(|found| self.subset.is_none_or(|subset| subset.has(found)))
             .map(endpoint)
             .collect();
         let problem = match port {
@@ -195,14 +225,10 @@ impl Shown<'_> {
             destination_rule: self.rule.map(|rule| name(&rule.object)).unwrap_or_default(),
             endpoints,
             problem,
+            policies: policies::of_destination(policy),
             ..api::Destination::default()
         }
     }
-}
-
-fn covers(subset: &Subset, endpoint: &crate::model::Endpoint) -> bool {
-    let Some(workload) = &endpoint.workload else { return subset.labels.is_empty() };
-    subset.labels.iter().all(|(key, value)| workload.labels.get(key) == Some(value))
 }
 
 fn name(object: &ObjectRef) -> String {
@@ -215,10 +241,12 @@ fn balancer(balancer: LoadBalancer) -> &'static str {
         LoadBalancer::RoundRobin => "ROUND_ROBIN",
         LoadBalancer::Random => "RANDOM",
         LoadBalancer::Passthrough => "PASSTHROUGH",
+        LoadBalancer::RingHash { .. } => "RING_HASH",
+        LoadBalancer::Maglev { .. } => "MAGLEV",
     }
 }
 
-fn string_text(value: &StringMatch) -> String {
+pub(super) fn string_text(value: &StringMatch) -> String {
     match value {
         StringMatch::Exact(text) => format!("= {text}"),
         StringMatch::Prefix(text) => format!("prefix {text}"),
@@ -259,6 +287,33 @@ fn match_text(entry: &HttpMatch) -> String {
     parts.join(" and ")
 }
 
+/// The same of a connection that is no HTTP.
+fn l4_match_text(entry: &L4Match) -> String {
+    let mut parts = Vec::new();
+    if !entry.sni_hosts.is_empty() {
+        let names: Vec<String> = entry.sni_hosts.iter().map(pattern_text).collect();
+        parts.push(format!("server name {}", names.join(" or ")));
+    }
+    if !entry.destination_subnets.is_empty() {
+        let nets: Vec<String> = entry.destination_subnets.iter().map(ToString::to_string).collect();
+        parts.push(format!("destination {}", nets.join(" or ")));
+    }
+    parts.extend(entry.port.map(|port| format!("port {port}")));
+    parts.extend(entry.source_subnet.map(|net| format!("client {net}")));
+    let labels = entry.source_labels.iter();
+    parts.extend(labels.map(|(key, value)| format!("client label {key}={value}")));
+    parts.extend(entry.source_namespace.as_ref().map(|name| format!("client namespace {name}")));
+    parts.join(" and ")
+}
+
+fn pattern_text(pattern: &HostPattern) -> String {
+    match pattern {
+        HostPattern::Exact(name) => name.to_string(),
+        HostPattern::Suffix(suffix) => format!("*{suffix}"),
+        HostPattern::Any => "*".to_owned(),
+    }
+}
+
 fn forward_details(forward: &Forward, details: &mut Vec<String>) {
     match &forward.rewrite.path {
         Some(PathRewrite::Uri(path)) => details.push(format!("rewrite uri to {path}")),
@@ -273,6 +328,7 @@ fn forward_details(forward: &Forward, details: &mut Vec<String>) {
     if let Some(timeout) = forward.timeout {
         details.push(format!("timeout {timeout:?}"));
     }
+    policies::of_forward(forward, details);
 }
 
 fn header_details(of: &str, ops: &HeaderOps, details: &mut Vec<String>) {

@@ -14,8 +14,8 @@ use super::{AdminSocket, AdminState, routes, views};
 use crate::api::admin_server::{Admin, AdminServer};
 use crate::api::{
     CertificatesReply, CertificatesRequest, ConnectionsReply, ConnectionsRequest, DiagnosticsReply,
-    DiagnosticsRequest, RoutesReply, RoutesRequest, ServicesReply, ServicesRequest, StatusReply,
-    StatusRequest, WorkloadsReply, WorkloadsRequest,
+    DiagnosticsRequest, Ejection, EjectionsReply, EjectionsRequest, RoutesReply, RoutesRequest,
+    ServicesReply, ServicesRequest, StatusReply, StatusRequest, WorkloadsReply, WorkloadsRequest,
 };
 
 /// Time for one answer; beyond it the caller gets an error.
@@ -113,6 +113,18 @@ impl Admin for Calls {
         let now = SystemTime::now();
         let certificates = views::certificates(&self.state.identities, now);
         Ok(Response::new(CertificatesReply { certificates, now: unix(now) }))
+    }
+
+    async fn ejections(
+        &self,
+        _: Request<EjectionsRequest>,
+    ) -> Result<Response<EjectionsReply>, Status> {
+        let mut ejections = (self.state.ejections)();
+        let key = |one: &Ejection| {
+            (one.client.clone(), one.service.clone(), one.port, one.address.clone())
+        };
+        ejections.sort_by_cached_key(key);
+        Ok(Response::new(EjectionsReply { ejections }))
     }
 
     async fn diagnostics(

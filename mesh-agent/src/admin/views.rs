@@ -104,6 +104,7 @@ fn service(found: &Service) -> api::Service {
         ServiceKind::ClusterIp => ("ClusterIP", None),
         ServiceKind::Headless => ("Headless", None),
         ServiceKind::ExternalName(target) => ("ExternalName", Some(target.to_string())),
+        ServiceKind::External(_) => ("ServiceEntry", None),
     };
     let addresses = found.addresses.iter().map(ToString::to_string);
     let ports = found.ports.iter().map(|port| api::ServicePort {

@@ -101,6 +101,7 @@ mod tests {
         let endpoint = |(address, readiness): &(&str, Readiness)| Endpoint {
             address: address.parse().unwrap(),
             workload: None,
+            labels: None,
             readiness: *readiness,
         };
         let service = Arc::new(Service {

@@ -11,6 +11,7 @@ use super::older;
 use super::options::NodeOptions;
 use crate::admin::AdminState;
 use crate::api;
+use crate::balance::{Ejection, Live};
 use crate::capture;
 use crate::config::Diagnostic;
 use crate::proxy::Shared;
@@ -23,8 +24,8 @@ pub(super) fn admin_state(
     diagnostics: watch::Receiver<Arc<Vec<Diagnostic>>>,
 ) -> AdminState {
     let (rows, kernel) = (shared.clone(), shared.clone());
-    let live = shared.live.clone();
-    let cgroup = options.cgroup.clone();
+    let (live, balancing) = (shared.live.clone(), shared.live.clone());
+    let cgroup = options.pods_cgroup.clone();
     let pin_dir = options.pin_dir.display().to_string();
     AdminState {
         node: options.node_name.as_str().into(),
@@ -38,8 +39,27 @@ pub(super) fn admin_state(
             all.extend(older_rows(&rows, &cgroup, &known));
             all
         }),
+        ejections: Box::new(move || ejections(&balancing.load())),
         capture: Box::new(move || captured(&kernel, &pin_dir)),
     }
+}
+
+fn ejections(live: &Live) -> Vec<api::Ejection> {
+    let row = |ejection: Ejection| {
+        let client = live.snapshot.workloads_by_uid.get(&ejection.source);
+        let pod = live.snapshot.workloads_by_ip.get(&ejection.address.ip());
+        api::Ejection {
+            client: client.map_or_else(|| ejection.source.to_string(), |pod| pod.name.to_string()),
+            service: ejection.service.to_string(),
+            port: u32::from(ejection.port),
+            subset: ejection.subset.as_deref().unwrap_or_default().to_owned(),
+            address: ejection.address.to_string(),
+            workload: pod.map(|pod| pod.name.to_string()).unwrap_or_default(),
+            remaining: u64::try_from(ejection.remaining.as_millis()).unwrap_or(u64::MAX),
+            times: ejection.times,
+        }
+    };
+    live.ejections().into_iter().map(row).collect()
 }
 
 fn finding(diagnostic: &Diagnostic) -> api::Diagnostic {

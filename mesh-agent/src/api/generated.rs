@@ -270,6 +270,9 @@ pub struct Destination {
     /// Why requests to it fail; empty: they do not.
     #[prost(string, tag = "9")]
     pub problem: ::prost::alloc::string::String,
+    /// What else its policy says: limits, outlier detection, key of consistent hashing.
+    #[prost(string, repeated, tag = "10")]
+    pub policies: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Asks for the connections.
 #[derive(serde::Serialize, Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -384,6 +387,44 @@ pub struct Diagnostic {
     /// Where it was read.
     #[prost(string, tag = "5")]
     pub place: ::prost::alloc::string::String,
+}
+/// Asks for the ejections.
+#[derive(serde::Serialize, Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EjectionsRequest {}
+/// Endpoints that are left out.
+#[derive(serde::Serialize, Clone, PartialEq, ::prost::Message)]
+pub struct EjectionsReply {
+    /// By client, service and address.
+    #[prost(message, repeated, tag = "1")]
+    pub ejections: ::prost::alloc::vec::Vec<Ejection>,
+}
+/// One endpoint that one client's requests do not go to.
+#[derive(serde::Serialize, Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Ejection {
+    /// `namespace/name` of the client's pod; its UID if it is gone.
+    #[prost(string, tag = "1")]
+    pub client: ::prost::alloc::string::String,
+    /// `namespace/name`.
+    #[prost(string, tag = "2")]
+    pub service: ::prost::alloc::string::String,
+    /// Service port.
+    #[prost(uint32, tag = "3")]
+    pub port: u32,
+    /// Subset, if any.
+    #[prost(string, tag = "4")]
+    pub subset: ::prost::alloc::string::String,
+    /// `ip:port` of the endpoint.
+    #[prost(string, tag = "5")]
+    pub address: ::prost::alloc::string::String,
+    /// `namespace/name` of the pod there; empty if it is none.
+    #[prost(string, tag = "6")]
+    pub workload: ::prost::alloc::string::String,
+    /// Milliseconds until it is tried again.
+    #[prost(uint64, tag = "7")]
+    pub remaining: u64,
+    /// Ejections in a row.
+    #[prost(uint32, tag = "8")]
+    pub times: u32,
 }
 /// Generated client implementations.
 pub mod admin_client {
@@ -563,6 +604,20 @@ pub mod admin_client {
             req.extensions_mut().insert(GrpcMethod::new("malha.admin.v1.Admin", "Diagnostics"));
             self.inner.unary(req, path, codec).await
         }
+        /// Endpoints that outlier detection leaves out now.
+        pub async fn ejections(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EjectionsRequest>,
+        ) -> std::result::Result<tonic::Response<super::EjectionsReply>, tonic::Status> {
+            self.inner.ready().await.map_err(|e| {
+                tonic::Status::unknown(format!("Service was not ready: {}", e.into()))
+            })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/malha.admin.v1.Admin/Ejections");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("malha.admin.v1.Admin", "Ejections"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -613,6 +668,11 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::DiagnosticsRequest>,
         ) -> std::result::Result<tonic::Response<super::DiagnosticsReply>, tonic::Status>;
+        /// Endpoints that outlier detection leaves out now.
+        async fn ejections(
+            &self,
+            request: tonic::Request<super::EjectionsRequest>,
+        ) -> std::result::Result<tonic::Response<super::EjectionsReply>, tonic::Status>;
     }
     /// One agent, as its operator sees it.
     #[derive(Debug)]
@@ -935,6 +995,43 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DiagnosticsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/malha.admin.v1.Admin/Ejections" => {
+                    #[allow(non_camel_case_types)]
+                    struct EjectionsSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::EjectionsRequest> for EjectionsSvc<T> {
+                        type Response = super::EjectionsReply;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EjectionsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Admin>::ejections(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EjectionsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

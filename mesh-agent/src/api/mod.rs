@@ -1,7 +1,9 @@
-//! The contract between the agent's administrative socket (`admin`) and `meshctl` (`cli`):
-//! messages, client and server stubs of `mesh-agent/proto/admin.proto`. No behaviour.
+//! Messages, client and server stubs of the protocols that the agent's parts speak with each other
+//! or with Istio's: the administrative socket (`admin` and `cli`, `mesh-agent/proto/admin.proto`),
+//! and the certificate service (`identity` and `authority`, [`istio_ca`]). No behaviour.
 
 mod generated;
+pub mod istio_ca;
 
 pub use generated::*;
 

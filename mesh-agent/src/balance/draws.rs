@@ -6,6 +6,8 @@
 use std::cell::Cell;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
+use crate::model::WeightedDestination;
+
 /// A sequence of draws, one per worker.
 #[derive(Debug)]
 pub struct Draws(Cell<u64>);
@@ -36,6 +38,24 @@ impl Draws {
 /// multiplication is below `bound / 2^64` (Lemire 2019).
 pub fn share(draw: u64, bound: u64) -> u64 {
     u64::try_from((u128::from(draw) * u128::from(bound)) >> 64).unwrap_or(0)
+}
+
+/// Chooses a destination by weight; `total`: the sum of the weights. `None` only if there is none.
+pub fn by_weight(
+    destinations: &[WeightedDestination],
+    total: u32,
+    draw: u64,
+) -> Option<&WeightedDestination> {
+    let mut at = share(draw, u64::from(total));
+    for destination in destinations {
+        let weight = u64::from(destination.weight);
+        if at < weight {
+            return Some(destination);
+        }
+        at -= weight;
+    }
+    // A single destination takes everything even with weight 0.
+    destinations.first()
 }
 
 #[cfg(test)]

@@ -41,6 +41,7 @@ pub(crate) fn endpoint(address: &str, version: &str) -> Endpoint {
     Endpoint {
         address,
         workload: Some(pod(&format!("pod-{ip}"), &[&ip], version)),
+        labels: None,
         readiness: Readiness::Ready,
     }
 }
@@ -69,6 +70,7 @@ pub(crate) fn rule(host: &str, versions: &[&str], balancer: LoadBalancer) -> Des
         object: object("DestinationRule", "rule"),
         host: HostPattern::parse(host),
         visibility: Visibility::Everyone,
+        workload_selector: Default::default(),
         policy: policy.clone(),
         port_policies: Default::default(),
         subsets: versions

@@ -8,9 +8,19 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use arc_swap::ArcSwap;
 use rustc_hash::{FxHashMap, FxHasher};
+use tokio::time::Instant;
 
-use super::upstream::{Family, Generation, Picked, Upstream, UpstreamKey, in_subset};
-use crate::model::{Endpoint, LoadBalancer, Service, ServicePort, Snapshot, Subset, Workload};
+use super::clock;
+use super::ejection::{Ejection, EjectionCount, EjectionCounters};
+use super::host::ActiveGuard;
+use super::limits::{Connections, InFlight};
+use super::rate::Rates;
+use super::upstream::{Upstream, UpstreamKey};
+use super::view::{Family, Generation};
+use crate::model::{
+    Endpoint, OutlierDetection, RateLimit, Service, ServicePort, ServiceTarget, Snapshot, Subset,
+    TrafficPolicy, Workload,
+};
 
 /// Locks over the upstreams: readers of one shard do not disturb those of another, and a first use
 /// holds up one shard only.
@@ -26,10 +36,13 @@ pub struct Live {
     pub snapshot: Arc<Snapshot>,
     /// Grows by one with each `next`; not the snapshot's generation, which its maker counts.
     epoch: u64,
+    /// When it came into force.
+    started: Instant,
     upstreams: Arc<Upstreams>,
+    rates: Arc<Rates>,
 }
 
-/// A question to the balancer.
+/// One client's view of a destination.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {
     /// The client's pod.
@@ -40,14 +53,46 @@ pub struct Ask<'a> {
     pub port: &'a ServicePort,
     /// The subset, if the route names one.
     pub subset: Option<&'a Subset>,
-    /// How to choose.
-    pub policy: LoadBalancer,
+    /// The policy that holds for this client, port and subset.
+    pub policy: &'a TrafficPolicy,
     /// The address that the client dialled; its family is preferred.
     pub dialled: SocketAddr,
+}
+
+impl<'a> Ask<'a> {
+    /// What `source`, which dialled `dialled`, asks for where its route leads to `target`.
+    pub fn new(source: &'a Arc<Workload>, target: &ServiceTarget<'a>, dialled: SocketAddr) -> Self {
+        let &ServiceTarget { service, port, subset, policy } = target;
+        Self { source, service, port, subset, policy, dialled }
+    }
+}
+
+/// One choice of an endpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice<'a> {
     /// Endpoints that have failed this request already: chosen only if no other is left.
     pub tried: &'a [SocketAddr],
+    /// [`super::hash_of`] the request's key, where the policy hashes and the request has one.
+    pub hash: Option<u64>,
     /// 64 random bits.
     pub draw: u64,
+}
+
+/// An upstream in one generation, as one request sees it.
+#[derive(Debug)]
+pub struct Balancer<'a> {
+    live: &'a Live,
+    ask: Ask<'a>,
+    upstream: Arc<Upstream>,
+}
+
+/// The chosen endpoint. Its request counts as active until the guard is dropped.
+#[derive(Debug)]
+pub struct Picked {
+    /// Where to go.
+    pub endpoint: Endpoint,
+    /// Holds the endpoint's active count up, and is told how the request ends.
+    pub active: ActiveGuard,
 }
 
 type Shard = RwLock<FxHashMap<UpstreamKey, Arc<Upstream>>>;
@@ -55,6 +100,7 @@ type Shard = RwLock<FxHashMap<UpstreamKey, Arc<Upstream>>>;
 #[derive(Debug, Default)]
 struct Upstreams {
     shards: [Shard; SHARDS],
+    ejections: Arc<EjectionCounters>,
 }
 
 // === impl Live ===
@@ -62,7 +108,13 @@ struct Upstreams {
 impl Live {
     /// The first generation.
     pub fn new(snapshot: Arc<Snapshot>) -> Self {
-        Self { snapshot, epoch: 1, upstreams: Arc::default() }
+        Self {
+            snapshot,
+            epoch: 1,
+            started: clock::now(),
+            upstreams: Arc::default(),
+            rates: Arc::default(),
+        }
     }
 
     /// A handle that starts with this generation.
@@ -77,26 +129,31 @@ impl Live {
             snapshot.workloads_by_uid.contains_key(&key.source)
                 && snapshot.services.get(&key.service).is_some_and(|s| s.port(key.port).is_some())
         });
-        Self { snapshot, epoch: self.epoch + 1, upstreams: Arc::clone(&self.upstreams) }
+        self.rates.retain(&snapshot);
+        Self {
+            snapshot,
+            epoch: self.epoch + 1,
+            started: clock::now(),
+            upstreams: Arc::clone(&self.upstreams),
+            rates: Arc::clone(&self.rates),
+        }
     }
 
-    /// Chooses a ready endpoint; `None` if no endpoint is ready (503 `UH`).
-    pub fn pick(&self, ask: &Ask<'_>) -> Option<Picked> {
+    /// Counts a request of `caller` against `limit`, of this generation's snapshot; `false`: it is
+    /// one too many, and not counted.
+    pub fn lets_in(&self, caller: &Workload, limit: &Arc<RateLimit>, now: Instant) -> bool {
+        self.rates.take(caller, limit, now)
+    }
+
+    /// What a request asks and counts with; one look-up, for the whole request.
+    pub fn upstream<'a>(&'a self, ask: Ask<'a>) -> Balancer<'a> {
         let upstream = self.upstreams.get(UpstreamKey {
             source: Arc::clone(&ask.source.uid),
             service: ask.service.key.clone(),
             port: ask.port.port,
             subset: ask.subset.map(|subset| Arc::clone(&subset.name)),
         });
-        let generation =
-            Generation { epoch: self.epoch, endpoints: &ask.port.endpoints, subset: ask.subset };
-        let preferred = Family::of(ask.dialled);
-        let usable = [preferred, preferred.other()];
-        let usable: &[Family] = match has_family(ask.source, preferred.other()) {
-            true => &usable,
-            false => &usable[..1],
-        };
-        upstream.pick(&generation, usable, ask.policy, ask.tried, ask.draw)
+        Balancer { live: self, ask, upstream }
     }
 
     /// The ready endpoint of `port` (in `subset`) at `address`, if it is one.
@@ -106,13 +163,90 @@ impl Live {
         address: SocketAddr,
     ) -> Option<&'a Endpoint> {
         port.endpoints.iter().find(|endpoint| {
-            endpoint.address == address && subset.is_none_or(|subset| in_subset(endpoint, subset))
+            endpoint.address == address && subset.is_none_or(|subset| subset.has(endpoint))
         })
+    }
+
+    /// Who is ejected now, for whom, in order of client, service and endpoint.
+    pub fn ejections(&self) -> Vec<Ejection> {
+        let now = clock::now();
+        let mut found: Vec<Ejection> = Vec::new();
+        for upstream in self.upstreams.all() {
+            // Where a change of configuration has ended outlier detection, all are used.
+            if let Some(policy) = self.outlier_policy(upstream.key()) {
+                found.extend(upstream.ejections(policy, now));
+            }
+        }
+        found.sort_by(|a, b| {
+            (&a.source, &a.service, a.port, &a.subset, a.address)
+                .cmp(&(&b.source, &b.service, b.port, &b.subset, b.address))
+        });
+        found
+    }
+
+    fn outlier_policy(&self, key: &UpstreamKey) -> Option<&OutlierDetection> {
+        let source = self.snapshot.workloads_by_uid.get(&key.source)?;
+        let service = self.snapshot.services.get(&key.service)?;
+        let rule = self.snapshot.destination_rule(service, source.client())?;
+        let subset = key.subset.as_deref().and_then(|name| rule.subset(name));
+        rule.policy(subset, key.port).outlier.as_deref()
+    }
+
+    /// How many ejections there were and are, by service and reason.
+    pub fn ejection_counts(&self) -> Vec<EjectionCount> {
+        let mut counts = self.upstreams.ejections.all();
+        for ejection in self.ejections() {
+            let same = |count: &&mut EjectionCount| {
+                count.service == ejection.service && count.reason == ejection.reason
+            };
+            if let Some(count) = counts.iter_mut().find(same) {
+                count.active += 1;
+            }
+        }
+        counts
     }
 
     /// How many upstreams have been used and not forgotten.
     pub fn upstream_count(&self) -> usize {
         self.upstreams.shards.iter().map(|shard| read(shard).len()).sum()
+    }
+}
+
+// === impl Balancer ===
+
+impl Balancer<'_> {
+    /// Chooses a healthy endpoint; `None`: there is none (503 `UH`).
+    pub fn pick(&self, choice: &Choice<'_>) -> Option<Picked> {
+        let ask = &self.ask;
+        let generation = Generation {
+            epoch: self.live.epoch,
+            started: self.live.started,
+            endpoints: &ask.port.endpoints,
+            subset: ask.subset,
+        };
+        let preferred = Family::of(ask.dialled);
+        let usable = [preferred, preferred.other()];
+        let usable: &[Family] = match has_family(ask.source, preferred.other()) {
+            true => &usable,
+            false => &usable[..1],
+        };
+        self.upstream.pick(&generation, usable, ask.policy, choice)
+    }
+
+    /// Lets a request in under `http2MaxRequests`; `None`: overflow.
+    pub fn admit(&self) -> Option<InFlight> {
+        self.upstream.limits.admit(self.ask.policy)
+    }
+
+    /// Lets a retry in under the retry budget, else under `maxRetries`; `None`: not now.
+    pub fn retry(&self) -> Option<InFlight> {
+        self.upstream.limits.retry(self.ask.policy)
+    }
+
+    /// The upstream's connections; `None` where neither `maxConnections` nor
+    /// `http1MaxPendingRequests` is set.
+    pub fn connections(&self) -> Option<Connections> {
+        self.upstream.limits.connections(&self.ask.policy.pool)
     }
 }
 
@@ -134,7 +268,13 @@ impl Upstreams {
             return Arc::clone(found);
         }
         let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(shard.entry(key).or_insert_with(|| Arc::new(Upstream::new())))
+        let made = || Arc::new(Upstream::new(key.clone(), &self.ejections));
+        Arc::clone(shard.entry(key.clone()).or_insert_with(made))
+    }
+
+    fn all(&self) -> Vec<Arc<Upstream>> {
+        let of = |shard| read(shard).values().cloned().collect::<Vec<_>>();
+        self.shards.iter().flat_map(of).collect()
     }
 
     fn retain(&self, keep: impl Fn(&UpstreamKey) -> bool) {

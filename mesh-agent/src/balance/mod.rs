@@ -1,23 +1,42 @@
 //! Which endpoint a request goes to.
 //!
 //! [`Live`] ties one generation of configuration to the run-time state of its upstreams (active
-//! requests, round-robin cursors); a new generation takes that state over by key. [`choose`] is the
-//! pure decision. Not here: connections (`http::pool`, `tunnel`), outlier ejection, locality.
+//! requests, turns, ejections, what counts under limits); a new generation takes that state over by
+//! key. A request asks for its [`Balancer`] once and picks, admits and reports through it. Pure
+//! leaves: [`choose`] decides, `table` says where keys go, `outlier` when and for how long somebody
+//! is ejected, `warmup` what a new endpoint weighs. Not here: connections (`http::pool`, `tunnel`),
+//! locality.
 //!
 //! Invariant: an upstream belongs to one source workload, so what one client's requests count never
-//! moves another client's balance. Its numbers are atomics, so all workers see one state.
+//! moves another client's balance. Its numbers are atomics, so all workers see one state. A policy
+//! without hashes, limits, outlier detection or warm-up reads no clock and takes no lock.
 
+mod clock;
 mod draws;
+mod ejection;
+mod hash;
+mod host;
+mod limits;
 mod live;
+mod outlier;
 mod pick;
+mod rate;
+mod table;
 mod upstream;
+mod view;
+mod warmup;
 
 #[cfg(test)]
 pub(crate) mod fixture;
 #[cfg(test)]
 mod tests;
 
-pub use draws::{Draws, share};
-pub use live::{Ask, Live, LiveHandle};
+pub use draws::{Draws, by_weight, share};
+pub use ejection::{Ejection, EjectionCount};
+pub use hash::{choose_version, hash_of};
+pub use host::ActiveGuard;
+pub use limits::{Connections, InFlight, OpenPermit, PendingPermit};
+pub use live::{Ask, Balancer, Choice, Live, LiveHandle, Picked};
+pub use outlier::EjectionReason;
 pub use pick::choose;
-pub use upstream::{ActiveGuard, Picked, UpstreamKey};
+pub use upstream::UpstreamKey;

@@ -1,17 +1,26 @@
-//! One upstream's run-time state: who may be chosen, how busy each is, whose turn it is.
+//! One upstream's run-time state: who may be chosen, how busy each is, whose turn it is, who is
+//! ejected.
 //!
-//! Invariant: the active count of an address survives a change of configuration as long as the
-//! address stays an endpoint; a guard gives back what it took, on the counter it took it from.
+//! Invariant: what is known of an address survives a change of configuration as long as the address
+//! stays an endpoint.
 
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use rustc_hash::FxHashMap;
+use tokio::time::Instant;
 
-use super::pick::choose;
-use crate::model::{Endpoint, LoadBalancer, ServiceKey, Subset, in_use};
+use super::clock;
+use super::ejection::{Book, Ejection, EjectionCounters, Rules};
+use super::host::{ActiveGuard, Host, Watch};
+use super::limits::Limits;
+use super::live::{Choice, Picked};
+use super::outlier::{self, EjectionReason};
+use super::pick::{choose, choose_weighted};
+use super::table::Table;
+use super::view::{Candidate, Family, Generation, Healthy, Members, Set, View};
+use super::warmup;
+use crate::model::{LoadBalancer, OutlierDetection, ServiceKey, TrafficPolicy, Warmup};
 
 /// What an upstream is: one client's view of a service port, or of a subset of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -26,122 +35,93 @@ pub struct UpstreamKey {
     pub subset: Option<Arc<str>>,
 }
 
-/// The chosen endpoint. Its request counts as active until the guard is dropped.
-#[derive(Debug)]
-pub struct Picked {
-    /// Where to go.
-    pub endpoint: Endpoint,
-    /// Holds the endpoint's active count up.
-    pub active: ActiveGuard,
-}
-
-/// One active request at one endpoint.
-#[derive(Debug)]
-pub struct ActiveGuard(Arc<AtomicU32>);
-
-/// Address families, as far as balancing is concerned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Family {
-    V4,
-    V6,
-}
-
 /// Run-time state of one upstream.
 #[derive(Debug)]
 pub(super) struct Upstream {
+    key: UpstreamKey,
+    /// First use: the ticks of outlier detection count from here.
+    started: Instant,
+    pub(super) limits: Arc<Limits>,
     /// One per family, so that clients of one family get exact turns.
     turns: [AtomicUsize; 2],
     view: ArcSwap<View>,
+    /// Held while a view or a table is built, so that it is built once.
     rebuild: Mutex<()>,
+    book: Mutex<Book>,
+    /// Grows with each change of who is out; 0: nobody ever was.
+    changes: AtomicU64,
+    counters: Arc<EjectionCounters>,
 }
-
-/// The endpoints of one generation that take requests: the ready ones, or where none of a family is,
-/// those that terminate and still serve.
-#[derive(Debug, Default)]
-struct View {
-    /// [`super::Live`]'s number; 0 before the first.
-    epoch: u64,
-    v4: Vec<Candidate>,
-    v6: Vec<Candidate>,
-}
-
-#[derive(Debug)]
-struct Candidate {
-    endpoint: Endpoint,
-    active: Arc<AtomicU32>,
-}
-
-// === impl ActiveGuard ===
-
-impl ActiveGuard {
-    fn new(count: &Arc<AtomicU32>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(count))
-    }
-}
-
-impl Drop for ActiveGuard {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-// === impl Family ===
-
-impl Family {
-    pub(super) fn of(address: SocketAddr) -> Self {
-        if address.is_ipv4() { Self::V4 } else { Self::V6 }
-    }
-
-    pub(super) fn other(self) -> Self {
-        match self {
-            Self::V4 => Self::V6,
-            Self::V6 => Self::V4,
-        }
-    }
-}
-
-// === impl Upstream ===
 
 impl Upstream {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(key: UpstreamKey, counters: &Arc<EjectionCounters>) -> Self {
         Self {
+            key,
+            started: clock::now(),
+            limits: Arc::default(),
             turns: [AtomicUsize::new(0), AtomicUsize::new(0)],
             view: ArcSwap::from_pointee(View::default()),
             rebuild: Mutex::new(()),
+            book: Mutex::default(),
+            changes: AtomicU64::new(0),
+            counters: Arc::clone(counters),
         }
     }
 
-    /// Chooses among the ready endpoints of the first family in `families` that has any, those in
-    /// `tried` only if no other is left.
+    /// Chooses among the healthy endpoints of the first family in `families` that has any endpoint,
+    /// those that were tried only if no other is left.
     pub(super) fn pick(
-        &self,
+        self: &Arc<Self>,
         generation: &Generation<'_>,
         families: &[Family],
-        policy: LoadBalancer,
-        tried: &[SocketAddr],
-        draw: u64,
+        policy: &TrafficPolicy,
+        choice: &Choice<'_>,
     ) -> Option<Picked> {
         let view = self.view(generation);
-        let (family, candidates) = families
+        let (family, members) = families
             .iter()
-            .map(|family| (*family, view.candidates(*family)))
-            .find(|(_, candidates)| !candidates.is_empty())?;
+            .map(|family| (*family, view.members(*family)))
+            .find(|(_, members)| !members.candidates.is_empty())?;
+        let healthy = policy.outlier.as_ref().and_then(|policy| self.healthy(&view, policy));
+        let only = healthy.as_ref().and_then(|healthy| healthy.only[family as usize].as_deref());
+        let mut set = Set { all: &members.candidates, only };
+        let fresh = if choice.tried.is_empty() { Vec::new() } else { set.without(choice.tried) };
+        if !fresh.is_empty() {
+            set.only = Some(&fresh);
+        }
+        let chosen = match choice.hash.filter(|_| policy.load_balancer.is_hash()) {
+            Some(hash) => set.by_hash(&self.table(members, policy.load_balancer), hash)?,
+            None => self.choose(set, (family, members), policy, choice.draw)?,
+        };
+        let watch = policy
+            .outlier
+            .as_ref()
+            .map(|policy| Watch { upstream: Arc::clone(self), policy: Arc::clone(policy) });
+        let active = ActiveGuard::new(&chosen.host, watch);
+        Some(Picked { endpoint: chosen.endpoint.clone(), active })
+    }
+
+    fn choose<'a>(
+        &self,
+        set: Set<'a>,
+        (family, members): (Family, &Members),
+        policy: &TrafficPolicy,
+        draw: u64,
+    ) -> Option<&'a Candidate> {
         let turn = || self.turns[family as usize].fetch_add(1, Ordering::Relaxed);
-        let load = |candidate: &Candidate| candidate.active.load(Ordering::Relaxed);
-        let fresh: Vec<&Candidate> = if tried.is_empty() {
-            Vec::new()
-        } else {
-            candidates.iter().filter(|found| !tried.contains(&found.endpoint.address)).collect()
+        let load = |at| set.get(at).map_or(u32::MAX, |candidate| candidate.host.active());
+        let by = policy.load_balancer;
+        let at = match warming(policy, members) {
+            None => choose(by, set.len(), load, turn, draw)?,
+            Some((warmup, now)) => {
+                let weight = |at| match set.get(at) {
+                    Some(candidate) => warmup::weight(warmup, candidate.host.since, now),
+                    None => 0.0,
+                };
+                choose_weighted(by, set.len(), load, turn, draw, weight)?
+            }
         };
-        let chosen = if fresh.is_empty() {
-            let at = choose(policy, candidates.len(), |at| load(&candidates[at]), turn, draw)?;
-            candidates.get(at)?
-        } else {
-            let at = choose(policy, fresh.len(), |at| load(fresh[at]), turn, draw)?;
-            fresh.get(at)?
-        };
-        Some(Picked { endpoint: chosen.endpoint.clone(), active: ActiveGuard::new(&chosen.active) })
+        set.get(at)
     }
 
     /// The candidates of a generation, built when it is first asked for. A request that still holds
@@ -159,64 +139,164 @@ impl Upstream {
         let built = Arc::new(View::build(generation, &current));
         if built.epoch > current.epoch {
             self.view.store(Arc::clone(&built));
+            self.forget_leavers(&built);
         }
         built
     }
-}
 
-/// What an upstream is made of in one generation.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Generation<'a> {
-    pub(super) epoch: u64,
-    pub(super) endpoints: &'a [Endpoint],
-    pub(super) subset: Option<&'a Subset>,
-}
-
-// === impl View ===
-
-impl View {
-    fn build(generation: &Generation<'_>, previous: &Self) -> Self {
-        let counts: FxHashMap<SocketAddr, &Arc<AtomicU32>> = previous
-            .v4
-            .iter()
-            .chain(&previous.v6)
-            .map(|candidate| (candidate.endpoint.address, &candidate.active))
-            .collect();
-        let mut view = Self { epoch: generation.epoch, ..Self::default() };
-        for family in [Family::V4, Family::V6] {
-            let selected = |found: &&Endpoint| {
-                Family::of(found.address) == family && is_selected(found, generation)
-            };
-            let chosen = in_use(generation.endpoints.iter().filter(selected));
-            let candidates = chosen.map(|endpoint| Candidate {
-                endpoint: endpoint.clone(),
-                active: counts
-                    .get(&endpoint.address)
-                    .map_or_else(Arc::default, |old| (*old).clone()),
-            });
-            match family {
-                Family::V4 => view.v4.extend(candidates),
-                Family::V6 => view.v6.extend(candidates),
-            }
+    fn table(&self, members: &Members, by: LoadBalancer) -> Arc<Table> {
+        if let Some(table) = members.table(by) {
+            return table;
         }
-        view
+        let _one_builder = self.rebuild.lock().unwrap_or_else(PoisonError::into_inner);
+        members.table(by).unwrap_or_else(|| members.build_table(by))
     }
 
-    fn candidates(&self, family: Family) -> &[Candidate] {
-        match family {
-            Family::V4 => &self.v4,
-            Family::V6 => &self.v6,
+    // === outlier detection ===
+
+    /// Who is not ejected; `None`: nobody ever was.
+    fn healthy(&self, view: &View, policy: &Arc<OutlierDetection>) -> Option<Arc<Healthy>> {
+        let change = self.changes.load(Ordering::Acquire);
+        if change == 0 {
+            return None;
+        }
+        let is_current = |found: &Arc<Healthy>| {
+            found.change == change
+                && Arc::ptr_eq(&found.policy, policy)
+                && found.until.is_none_or(|until| clock::now() < until)
+        };
+        if let Some(found) = view.healthy.load_full().filter(is_current) {
+            return Some(found);
+        }
+        let rules = self.rules(policy);
+        let mut book = self.book();
+        self.settle(&mut book, &rules);
+        let made = Arc::new(Healthy {
+            change: self.changes.load(Ordering::Acquire),
+            policy: Arc::clone(policy),
+            until: book.next(&rules),
+            only: [Family::V4, Family::V6].map(|family| healthy(view.members(family), policy)),
+        });
+        view.healthy.store(Some(Arc::clone(&made)));
+        Some(made)
+    }
+
+    /// Whether a host is out, after a look at the clock.
+    pub(super) fn is_still_ejected(&self, host: &Host, policy: &OutlierDetection) -> bool {
+        let mut book = self.book();
+        self.settle(&mut book, &self.rules(policy));
+        host.is_ejected()
+    }
+
+    /// Ejects a host whose streak is long enough, once, and if not too many are out.
+    pub(super) fn eject(
+        &self,
+        host: &Arc<Host>,
+        policy: &OutlierDetection,
+        reason: EjectionReason,
+    ) {
+        let rules = self.rules(policy);
+        let mut book = self.book();
+        self.settle(&mut book, &rules);
+        if host.is_ejected() {
+            return;
+        }
+        // Whether or not there is room: the next one needs a streak of its own.
+        host.start_over();
+        let view = self.view.load();
+        let family = Family::of(host.address);
+        let candidates = &view.members(family).candidates;
+        let most = outlier::most_ejected(candidates.len(), policy.max_ejection_percent);
+        let is_endpoint = || candidates.iter().any(|found| Arc::ptr_eq(&found.host, host));
+        if book.ejected(family) >= most || !is_endpoint() {
+            return;
+        }
+        let (times, time) = book.eject(host, reason, &rules);
+        self.changes.fetch_add(1, Ordering::Release);
+        self.counters.add(&self.key.service, reason);
+        tracing::info!(
+            target: "outlier",
+            client = %self.key.source,
+            service = %self.key.service,
+            port = self.key.port,
+            subset = self.key.subset.as_deref(),
+            endpoint = %host.address,
+            reason = reason.as_str(),
+            seconds = time.as_secs_f64(),
+            times,
+            "endpoint ejected"
+        );
+    }
+
+    /// Those who are ejected now; none where outlier detection is off.
+    pub(super) fn ejections(&self, policy: &OutlierDetection, now: Instant) -> Vec<Ejection> {
+        let rules = Rules { policy, started: self.started, now };
+        let book = self.book();
+        let ejection = |(address, reason, remaining, times)| Ejection {
+            source: Arc::clone(&self.key.source),
+            service: self.key.service.clone(),
+            port: self.key.port,
+            subset: self.key.subset.clone(),
+            address,
+            reason,
+            remaining,
+            times,
+        };
+        book.list(&rules).map(ejection).collect()
+    }
+
+    pub(super) fn key(&self) -> &UpstreamKey {
+        &self.key
+    }
+
+    fn rules<'a>(&self, policy: &'a OutlierDetection) -> Rules<'a> {
+        Rules { policy, started: self.started, now: clock::now() }
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn settle(&self, book: &mut Book, rules: &Rules<'_>) {
+        if book.settle(rules) {
+            self.changes.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// Whoever is an endpoint no more is not out either: it would take a place from others.
+    fn forget_leavers(&self, view: &View) {
+        if self.changes.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let is_endpoint = |address| {
+            let candidates = &view.members(Family::of(address)).candidates;
+            candidates.iter().any(|found| found.host.address == address)
+        };
+        if self.book().keep(is_endpoint) {
+            self.changes.fetch_add(1, Ordering::Release);
         }
     }
 }
 
-fn is_selected(endpoint: &Endpoint, generation: &Generation<'_>) -> bool {
-    generation.subset.is_none_or(|subset| in_subset(endpoint, subset))
+/// Indexes of those who are not ejected; `None`: all are used, since nobody is out, or too many
+/// are.
+fn healthy(members: &Members, policy: &OutlierDetection) -> Option<Box<[u32]>> {
+    let candidates = &members.candidates;
+    let fine: Box<[u32]> = (0..)
+        .zip(candidates)
+        .filter(|(_, found)| !found.host.is_ejected())
+        .map(|(at, _)| at)
+        .collect();
+    let ejected = candidates.len() - fine.len();
+    let all =
+        ejected == 0 || outlier::is_panic(candidates.len(), ejected, policy.min_health_percent);
+    (!all).then_some(fine)
 }
 
-/// Whether the pod behind `endpoint` carries all labels of `subset`.
-pub(super) fn in_subset(endpoint: &Endpoint, subset: &Subset) -> bool {
-    subset.labels.iter().all(|(key, value)| {
-        endpoint.workload.as_ref().is_some_and(|pod| pod.labels.get(key) == Some(value))
-    })
+/// The policy's warm-up, and the time, while anybody may be in it.
+fn warming<'a>(policy: &'a TrafficPolicy, members: &Members) -> Option<(&'a Warmup, Instant)> {
+    let warmup = policy.warmup.as_ref()?;
+    let newest = members.newest?;
+    let now = clock::now();
+    (now.saturating_duration_since(newest) < warmup.duration).then_some((warmup, now))
 }

@@ -11,6 +11,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use aya::maps::MapInfo;
@@ -38,6 +39,8 @@ const CGROUP_PROGRAMS: [&str; 7] = [
 ];
 /// The one by which an agent is known to be in charge: attached last.
 const LAST_PROGRAM: &str = "connect6";
+/// Program attached to the kubelet's cgroup.
+pub(super) const PROBE_PROGRAM: &str = "probe_callback";
 /// Program attached to each pod's network namespace.
 pub(super) const INBOUND_PROGRAM: &str = "steer_inbound";
 
@@ -183,6 +186,26 @@ fn attach_to_cgroup(
     pin_link(link.map_err(|_| ProgramError::UnexpectedProgramType)?, pin)
 }
 
+/// Attaches the program for probes to the kubelet's cgroup, and nowhere else; does nothing where it is.
+pub(super) fn attach_probes(
+    ebpf: &mut Ebpf,
+    cgroup: &Path,
+    pin: &Path,
+) -> Result<(), CaptureError> {
+    let folder = fs::File::open(cgroup).map_err(CaptureError::file("open cgroup", cgroup))?;
+    let metadata = folder.metadata().map_err(CaptureError::file("read", cgroup))?;
+    let Program::SockOps(own) = program(ebpf, PROBE_PROGRAM)? else {
+        return Err(ProgramError::UnexpectedProgramType.into());
+    };
+    let own = own.info()?.id();
+    match link_info(pin)? {
+        Some(info) if info.cgroup() == metadata.ino() && info.program == own => return Ok(()),
+        Some(info) if info.cgroup() != metadata.ino() => detach(pin)?,
+        _ => {}
+    }
+    attach_to_cgroup(ebpf, PROBE_PROGRAM, &folder, pin)
+}
+
 /// Attaches the inbound program to a pod's network namespace, or updates its link.
 pub(super) fn attach_inbound(
     ebpf: &mut Ebpf,
@@ -293,7 +316,8 @@ struct InfoAttr {
     info: u64,
 }
 
-/// Beginning of `struct bpf_link_info`; the last two fields are those of a network namespace's link.
+/// Beginning of `struct bpf_link_info`; the last two fields are those of a network namespace's link. A
+/// cgroup's has a number of 64 bits there.
 #[derive(Default)]
 #[repr(C)]
 struct LinkInfo {
@@ -304,6 +328,13 @@ struct LinkInfo {
     /// 0 once the namespace is gone.
     netns_inode: u32,
     attach_type: u32,
+}
+
+impl LinkInfo {
+    /// Number of the cgroup of a link at one, which is the inode of its folder; 0 once it is gone.
+    fn cgroup(&self) -> u64 {
+        u64::from(self.netns_inode) | u64::from(self.attach_type) << 32
+    }
 }
 
 fn object(pin: &Path) -> io::Result<OwnedFd> {

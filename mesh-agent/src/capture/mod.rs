@@ -8,7 +8,8 @@
 //! `probe` asks the kernel, `pins` and `loader` put the programs in place, `enroll`, `network`
 //! and `netlink` take a pod in, `netns`, `socket` and `dial` make sockets in it, `pods` finds it, `origin`
 //! reads the kernel's records, `unreached` leaves destinations to the kernel, `direct` lets
-//! pods of the node reach each other past the agent.
+//! pods of the node reach each other past the agent. `nri` hears from the container runtime of pods
+//! that are about to start.
 
 mod dial;
 mod direct;
@@ -16,10 +17,12 @@ mod enroll;
 mod error;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod kubelet;
 mod loader;
 mod netlink;
 mod netns;
 mod network;
+mod nri;
 mod origin;
 mod pins;
 mod pods;
@@ -27,10 +30,12 @@ mod probe;
 mod socket;
 mod unreached;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +47,7 @@ use tokio::net::TcpStream;
 use dial::Dialer;
 use direct::Direct;
 use enroll::Tables;
+use kubelet::Probes;
 use netlink::Diagnosis;
 use pins::Pins;
 use unreached::Unreached;
@@ -49,9 +55,11 @@ use unreached::Unreached;
 pub use direct::{DirectEvent, DirectFlow, DirectFlows, DirectPort};
 pub use enroll::{PodListeners, PodSettings};
 pub use error::CaptureError;
+pub use kubelet::kubelet_cgroup;
 pub use netns::PodNet;
-pub use pods::{LocalPod, PodFinder, local_pods};
-pub use probe::probe;
+pub use nri::{PodHooks, Sandbox, serve_runtime};
+pub use pods::{LocalPod, PodFinder, local_pods, pods_cgroup};
+pub use probe::{foreign_programs, probe};
 pub use socket::Acceptor;
 
 /// Where and how large.
@@ -128,6 +136,9 @@ pub struct Capture {
     flows: Mutex<Option<RingBuf<MapData>>>,
     origins: SkStorage<MapData, OriginalDestination>,
     counters: PerCpuArray<MapData, u64>,
+    probes: Probes,
+    /// What was last seen of [`Pins::is_asked_to_leave`].
+    leaving: AtomicBool,
 }
 
 impl Capture {
@@ -162,6 +173,7 @@ impl Capture {
         let services = open(maps::DIRECT, &mut take)?;
         let direct = Direct::new(services, open(maps::DIRECT_SLOTS, &mut take)?);
         let flows = Mutex::new(Some(open(maps::FLOWS, &mut take)?));
+        let probes = Probes::new(open(maps::PROBES, &mut take)?);
         let pods = open(maps::PODS, &mut take)?;
         let pending = open(maps::PENDING, &mut take)?;
         let inbound = open(maps::INBOUND, &mut take)?;
@@ -187,6 +199,8 @@ impl Capture {
             flows,
             origins,
             counters,
+            probes,
+            leaving: AtomicBool::new(false),
         })
     }
 
@@ -243,6 +257,23 @@ impl Capture {
         })
     }
 
+    /// Lets the kubelet reach these ports of enrolled pods past the agent, and no others.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn admit_probes(&self, ports: &BTreeSet<SocketAddr>) -> Result<(), CaptureError> {
+        self.probes.set(ports).map_err(CaptureError::map(maps::PROBES))
+    }
+
+    /// Says where the kubelet is: probes come from there ([`kubelet_cgroup`]).
+    ///
+    /// # Errors
+    /// What the kernel refuses, or [`CaptureError::TakenOver`].
+    pub fn follow_kubelet(&self, cgroup: &Path) -> Result<(), CaptureError> {
+        let pin = self.pins.link(loader::PROBE_PROGRAM);
+        self.in_charge(|tables| loader::attach_probes(&mut tables.ebpf, cgroup, &pin))
+    }
+
     /// Who changes the node's pins now.
     pub fn charge(&self) -> Charge {
         match loader::program_in_charge(&self.pins) {
@@ -256,6 +287,18 @@ impl Capture {
             // If in doubt, go on: what it does is asked again under the lock.
             Err(_) => Charge::This,
         }
+    }
+
+    /// Looks whether `mesh-agent cleanup --withdraw` wants every pod of the node out of the mesh.
+    pub fn look_for_leave(&self) -> bool {
+        let is_asked = self.pins.is_asked_to_leave();
+        self.leaving.store(is_asked, Ordering::Relaxed);
+        is_asked
+    }
+
+    /// What [`Capture::look_for_leave`] last saw.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
     }
 
     /// Takes over again from an agent that has ended. The pods must be enrolled anew.
@@ -407,6 +450,54 @@ impl Capture {
             network::restore(&net).map_err(CaptureError::network("remove routes"))?;
         }
         Ok(())
+    }
+
+    /// Restores the network of all pods below a cgroup that have ever been enrolled, those that were
+    /// withdrawn since among them. Not while an agent has connections to them.
+    ///
+    /// # Errors
+    /// The first thing that could not be removed.
+    pub fn restore_pods(cgroup: &Path) -> Result<(), CaptureError> {
+        let pods = local_pods(cgroup).map_err(CaptureError::file("list pods in", cgroup))?;
+        for pod in pods {
+            // A pod may end at any moment, and with it its network.
+            let Ok(net) = PodNet::of_pid(pod.pid) else { continue };
+            network::restore_if_prepared(&net).map_err(CaptureError::network("remove routes"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Takes the pods of a node out of the mesh before [`Capture::cleanup`]: asks the node's agents for
+/// it until dropped.
+#[derive(Debug)]
+pub struct Leave {
+    pins: Pins,
+    _asking: File,
+}
+
+impl Leave {
+    /// Asks from now on. `None` if no agent has been here since the node was started.
+    ///
+    /// # Errors
+    /// The folder cannot be made or locked.
+    pub fn ask(pin_dir: &Path) -> Result<Option<Self>, CaptureError> {
+        if !pin_dir.exists() {
+            return Ok(None);
+        }
+        let pins = Pins::existing(pin_dir);
+        let asking = pins.ask_to_leave()?;
+        Ok(Some(Self { pins, _asking: asking }))
+    }
+
+    /// Whether no pod is captured any more, or no agent is there who could withdraw it.
+    pub fn is_withdrawn(&self) -> bool {
+        self.pins.inbound_cookies().is_empty() || self.is_alone()
+    }
+
+    /// Whether no agent lives.
+    pub fn is_alone(&self) -> bool {
+        !self.pins.is_any_alive()
     }
 }
 

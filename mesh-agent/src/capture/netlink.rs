@@ -158,9 +158,13 @@ impl Netlink {
         tolerate(self.0.request(RTM_NEWRULE, flags, &rule.body()), libc::EEXIST)
     }
 
-    /// Removes a rule; it is no error if it is absent.
-    pub(super) fn remove_rule(&self, rule: &MarkRule) -> io::Result<()> {
-        tolerate(self.0.request(RTM_DELRULE, 0, &rule.body()), libc::ENOENT)
+    /// Removes a rule; whether it was there.
+    pub(super) fn remove_rule(&self, rule: &MarkRule) -> io::Result<bool> {
+        match self.0.request(RTM_DELRULE, 0, &rule.body()) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
 

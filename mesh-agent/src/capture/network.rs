@@ -8,6 +8,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 use mesh_common::address::Ip;
 
@@ -29,21 +30,22 @@ const LOCAL_TABLE: u32 = 255;
 /// - `tcp_migrate_req`: connections that wait on a listener move to its successor at its close.
 /// - `fwmark_reflect`: so does the reset of a port without a listener, or it would leave by the
 ///   pod's interface for the real client, and the agent would wait.
-const SYSCTLS: [&str; 3] = [
-    "/proc/sys/net/ipv4/tcp_fwmark_accept",
-    "/proc/sys/net/ipv4/tcp_migrate_req",
-    "/proc/sys/net/ipv4/fwmark_reflect",
-];
-const SYSCTL_V6: &str = "/proc/sys/net/ipv6/fwmark_reflect";
+const SYSCTLS: [&str; 3] =
+    ["ipv4/tcp_fwmark_accept", "ipv4/tcp_migrate_req", "ipv4/fwmark_reflect"];
+const SYSCTL_V6: &str = "ipv6/fwmark_reflect";
+/// Where the settings are. A container's own `/proc/sys` is read-only: an agent in a pod gets the
+/// node's mounted at the first of these. Either shows the namespace that the thread is in
+/// (`fs/proc/proc_sysctl.c`, `net_ctl_root`).
+const FOLDERS: [&str; 2] = ["/host/proc/sys/net", "/proc/sys/net"];
 
 /// Sets the namespace up; does nothing where it is already.
 pub(super) fn prepare(net: &PodNet, with_v6: bool) -> io::Result<()> {
     net.within(|| {
-        for path in SYSCTLS {
-            std::fs::write(path, "1")?;
+        for name in SYSCTLS {
+            std::fs::write(setting(name), "1")?;
         }
         if with_v6 {
-            std::fs::write(SYSCTL_V6, "1")?;
+            std::fs::write(setting(SYSCTL_V6), "1")?;
         }
         let netlink = Netlink::open()?;
         for family in families(with_v6) {
@@ -58,7 +60,7 @@ pub(super) fn prepare(net: &PodNet, with_v6: bool) -> io::Result<()> {
 pub(super) fn restore(net: &PodNet) -> io::Result<()> {
     net.within(|| {
         // Absent in a kernel without IPv6.
-        let has_v6 = std::path::Path::new(SYSCTL_V6).exists();
+        let has_v6 = setting(SYSCTL_V6).exists();
         let netlink = Netlink::open()?;
         for family in families(has_v6) {
             netlink.remove_rule(&rule(family))?;
@@ -66,13 +68,26 @@ pub(super) fn restore(net: &PodNet) -> io::Result<()> {
         }
         if has_v6 {
             netlink.remove_route(&capture_prefix())?;
-            std::fs::write(SYSCTL_V6, "0")?;
+            std::fs::write(setting(SYSCTL_V6), "0")?;
         }
-        for path in SYSCTLS {
-            std::fs::write(path, "0")?;
+        for name in SYSCTLS {
+            std::fs::write(setting(name), "0")?;
         }
         Ok(())
     })?
+}
+
+/// [`restore`] of a namespace that has our rule; others are left alone.
+pub(super) fn restore_if_prepared(net: &PodNet) -> io::Result<()> {
+    match net.within(|| Netlink::open()?.remove_rule(&rule(Family::V4)))?? {
+        true => restore(net),
+        false => Ok(()),
+    }
+}
+
+fn setting(name: &str) -> PathBuf {
+    let [of_node, own] = FOLDERS.map(Path::new);
+    if of_node.exists() { of_node.join(name) } else { own.join(name) }
 }
 
 fn families(with_v6: bool) -> impl Iterator<Item = Family> {

@@ -1,7 +1,8 @@
 //! Where maps and links are pinned, so that they outlive the agent.
 //!
 //! `shared/` holds maps whose layout is frozen, `links/` the attachments, `<version>/` the maps
-//! of one layout version, `agents/` a folder for each agent, which it keeps locked while it lives.
+//! of one layout version, `agents/` a folder for each agent, which it keeps locked while it lives,
+//! `leaving/` is locked by whoever wants the node's pods out of the mesh.
 //! The invariants: `remove_all` leaves nothing of ours below the folder; of two agents with the same
 //! folder one at a time changes what is in it.
 
@@ -88,6 +89,32 @@ impl Pins {
         fs::File::open(self.agent(program)).is_ok_and(|agent| agent.try_lock().is_ok())
     }
 
+    /// Whether an agent lives that has these pins.
+    pub(super) fn is_any_alive(&self) -> bool {
+        folders_in(&self.agents()).any(|folder| is_locked(&folder))
+    }
+
+    fn leaving(&self) -> PathBuf {
+        self.root.join("leaving")
+    }
+
+    /// Asks the agents to take every pod out of the mesh, for as long as the file is open: should
+    /// whoever asks end before his time, they take them back in.
+    pub(super) fn ask_to_leave(&self) -> Result<fs::File, CaptureError> {
+        let folder = self.leaving();
+        let asking = fs::create_dir_all(&folder).and_then(|()| {
+            let asking = fs::File::open(&folder)?;
+            asking.lock()?;
+            Ok(asking)
+        });
+        asking.map_err(CaptureError::file("lock", &folder))
+    }
+
+    /// Whether somebody asks so now.
+    pub(super) fn is_asked_to_leave(&self) -> bool {
+        is_locked(&self.leaving())
+    }
+
     /// Waits until no other agent changes what is pinned here, and keeps others from it until the
     /// file is closed.
     pub(super) fn lock(&self) -> Result<fs::File, CaptureError> {
@@ -100,7 +127,7 @@ impl Pins {
 
     /// Folders of maps of other layout versions.
     pub(super) fn other_versions(&self) -> Vec<PathBuf> {
-        let own = [self.shared(), self.links(), self.versioned(), self.agents()];
+        let own = [self.shared(), self.links(), self.versioned(), self.agents(), self.leaving()];
         folders_in(&self.root).filter(|folder| !own.contains(folder)).collect()
     }
 
@@ -146,6 +173,11 @@ impl Pins {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether somebody holds the lock of a folder; not, if it is not there.
+fn is_locked(folder: &Path) -> bool {
+    fs::File::open(folder).is_ok_and(|file| file.try_lock_shared().is_err())
 }
 
 fn names_in(folder: &Path) -> Vec<PathBuf> {

@@ -1,8 +1,9 @@
 //! Finds the node's pods by the cgroups that the kubelet makes.
 //!
 //! Both layouts: `kubepods/burstable/pod<uid>/<container>` (cgroupfs driver) and
-//! `kubepods-burstable-pod<uid>.slice`, where systemd's naming turns `-` into `_`. It knows no
-//! Kubernetes API. The invariant: only folders below one whose name starts with `kubepods` count; and a
+//! `kubepods-burstable-pod<uid>.slice`, where systemd's naming turns `-` into `_`; a kubelet with a
+//! cgroup root of its own puts its name before (`kubelet-kubepods.slice` in kind). It knows no
+//! Kubernetes API. The invariant: only folders below one that is named so count; and a
 //! pod is looked into anew once the process that stood for it has ended.
 
 use std::collections::HashSet;
@@ -19,6 +20,9 @@ use super::netns::PodNet;
 
 /// Nested deeper than any kubelet's layout; a limit for the recursion.
 const MAX_DEPTH: u32 = 8;
+
+/// A kubelet's folder for pods is at the top, or below one of the kubelet's own.
+const KUBEPODS_DEPTH: u32 = 3;
 
 /// A pod that runs on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +66,7 @@ impl PodFinder {
     pub fn find(&mut self, cgroup: &Path) -> io::Result<Vec<LocalPod>> {
         fs::read_dir(cgroup)?;
         let mut found = Found { before: std::mem::take(&mut self.known), ..Found::default() };
-        found.walk(cgroup, name_of(cgroup).starts_with("kubepods"), MAX_DEPTH);
+        found.walk(cgroup, is_kubepods(&name_of(cgroup)), MAX_DEPTH);
         self.known = found.known;
         Ok(found.pods)
     }
@@ -104,24 +108,19 @@ pub(super) fn namespaces(cookies: &[u64]) -> Vec<PodNet> {
 
 /// Whether this process is in a cgroup or below it.
 pub(super) fn is_inside(cgroup: &Path) -> bool {
-    let own = std::process::id().to_string();
-    let lists_own = |folder: &Path| {
-        let procs = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-        procs.lines().any(|line| line == own)
-    };
     // `/proc/self/cgroup` has the path within its mount, so the end of the folder's path is
     // looked for; the kernel's list then says whether that is the same folder.
-    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let path = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let path = own_path();
     let mut base = Some(cgroup);
     while let Some(folder) = base {
-        let full = folder.join(path);
-        if full.starts_with(cgroup) && lists_own(&full) {
+        let full = folder.join(&path);
+        if full.starts_with(cgroup) && lists(&full, std::process::id()) {
             return true;
         }
         base = folder.parent();
     }
-    false
+    // In a container with a cgroup namespace of its own the path tells nothing.
+    holds(cgroup, std::process::id(), MAX_DEPTH)
 }
 
 impl Found {
@@ -129,10 +128,11 @@ impl Found {
         let Some(depth) = depth.checked_sub(1) else { return };
         for child in children(folder) {
             let name = name_of(&child);
-            match uid(&name).filter(|_| in_kubepods || name.starts_with("kubepods")) {
+            let in_kubepods = in_kubepods || is_kubepods(&name);
+            match uid(&name).filter(|_| in_kubepods) {
                 // Containers are not pods, so there is nothing to look for below.
                 Some(uid) => self.pod(uid, child, depth),
-                None => self.walk(&child, in_kubepods || name.starts_with("kubepods"), depth),
+                None => self.walk(&child, in_kubepods, depth),
             }
         }
     }
@@ -154,6 +154,53 @@ impl Found {
     }
 }
 
+/// Whether a folder is one that a kubelet makes for pods, or is named after it.
+pub(super) fn is_kubepods(name: &str) -> bool {
+    name.starts_with("kubepods") || name.contains("-kubepods")
+}
+
+/// The folder of this node's pods, if this process is in it, as an agent that is a pod itself; else
+/// `cgroup` as it is. Programs attached there run before those of the root's, such as the load balancer
+/// of Cilium's, as the kernel goes upwards (`kernel/bpf/cgroup.c`, `compute_effective_progs`).
+pub fn pods_cgroup(cgroup: &Path) -> PathBuf {
+    // Whoever sees a path of its own that leads elsewhere is in no pod: nothing need be searched.
+    let path = own_path();
+    if !path.is_empty() && !path.split('/').any(is_kubepods) {
+        return cgroup.to_owned();
+    }
+    let own = std::process::id();
+    let found = find_kubepods(cgroup, KUBEPODS_DEPTH);
+    found.filter(|folder| holds(folder, own, MAX_DEPTH)).unwrap_or_else(|| cgroup.to_owned())
+}
+
+/// This process's cgroup as it sees it itself; empty for one that is the root of its namespace.
+fn own_path() -> String {
+    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default().to_owned()
+}
+
+fn find_kubepods(folder: &Path, depth: u32) -> Option<PathBuf> {
+    let depth = depth.checked_sub(1)?;
+    let children = children(folder);
+    let found = children.iter().find(|child| is_kubepods(&name_of(child)));
+    found.cloned().or_else(|| children.iter().find_map(|child| find_kubepods(child, depth)))
+}
+
+/// Whether the kernel lists a process in a cgroup itself.
+pub(super) fn lists(folder: &Path, pid: u32) -> bool {
+    let procs = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    procs.lines().any(|line| line.parse() == Ok(pid))
+}
+
+/// Whether a process is in a cgroup or below it, as the kernel lists them.
+fn holds(folder: &Path, pid: u32, depth: u32) -> bool {
+    if lists(folder, pid) {
+        return true;
+    }
+    let Some(depth) = depth.checked_sub(1) else { return false };
+    children(folder).iter().any(|child| holds(child, pid, depth))
+}
+
 fn open(pid: u32) -> Option<OwnedFd> {
     let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
     // Gone already, or no descriptor to spare: the pod is looked into again the next time.
@@ -163,7 +210,7 @@ fn open(pid: u32) -> Option<OwnedFd> {
 /// The pod's uid, if this is the name of a pod's cgroup.
 fn uid(name: &str) -> Option<String> {
     let uid = if let Some(unit) = name.strip_suffix(".slice") {
-        let (_, uid) = unit.strip_prefix("kubepods")?.rsplit_once("-pod")?;
+        let (_, uid) = unit.rsplit_once("-pod").filter(|_| is_kubepods(name))?;
         uid.replace('_', "-")
     } else {
         name.strip_prefix("pod")?.to_owned()
@@ -180,7 +227,8 @@ fn first_process(folder: &Path, depth: u32) -> Option<u32> {
     pid.or_else(|| children(folder).iter().find_map(|child| first_process(child, depth)))
 }
 
-fn children(folder: &Path) -> Vec<PathBuf> {
+/// The folders in a folder, sorted.
+pub(super) fn children(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut folders: Vec<_> = entries
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
@@ -190,7 +238,8 @@ fn children(folder: &Path) -> Vec<PathBuf> {
     folders
 }
 
-fn name_of(path: &Path) -> String {
+/// The last part of a path.
+pub(super) fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
@@ -229,6 +278,17 @@ mod tests {
             ("kubepods.slice/kubepods-pod33_44.slice/cri-containerd-y.scope", "0\n6\n"),
         ]);
         assert_eq!(pods, [("11-22".into(), 5), ("33-44".into(), 6)]);
+    }
+
+    #[test]
+    fn a_kubelet_with_a_cgroup_of_its_own() {
+        let slice = "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice";
+        let found = with(&[
+            (&format!("{slice}/kubelet-kubepods-besteffort-pod11_22.slice/cri-x.scope"), "5\n"),
+            ("kubelet/kubepods/podaaa-1/c1", "6\n"),
+            ("system.slice/some-pod33.slice", "7\n"),
+        ]);
+        assert_eq!(found, [("aaa-1".to_owned(), 6), ("11-22".to_owned(), 5)]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! the latter. Versions are those in which the mainline kernel got the feature.
 
 use aya::maps::MapType;
-use aya::programs::ProgramType;
+use aya::programs::{ProgramType, loaded_programs};
 use aya::sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported};
 
 use super::CaptureError;
@@ -66,6 +66,10 @@ const HELPERS: [(ProgramType, BpfHelper, Feature); 9] = [
     (ProgramType::SkLookup, BpfHelper::BPF_FUNC_sk_assign, ("bpf_sk_assign in sk_lookup", "5.9")),
 ];
 
+/// Programs of this kind in `mesh-ebpf`.
+const OWN_PROGRAMS: [&str; 6] =
+    ["connect4", "connect6", "getpeername4", "getpeername6", "getsockname4", "getsockname6"];
+
 /// Checks that this kernel has what capture needs.
 ///
 /// # Errors
@@ -91,6 +95,27 @@ pub fn probe() -> Result<(), CaptureError> {
         require(std::path::Path::new("/proc/sys/net/ipv4").join(name).exists(), feature)?;
     }
     Ok(())
+}
+
+/// Names of programs of other owners that may be attached where a socket is bound or connected.
+///
+/// # Errors
+/// The kernel's, as without root.
+pub fn foreign_programs() -> Result<Vec<String>, CaptureError> {
+    let mut names = Vec::new();
+    for program in loaded_programs() {
+        let program = program?;
+        // The type itself is not public in aya.
+        let kind = format!("{:?}", program.program_type());
+        let name = program.name_as_str().unwrap_or_default();
+        let is_own = OWN_PROGRAMS.contains(&name) || name.is_empty();
+        if kind.ends_with("CGROUP_SOCK_ADDR") && !is_own {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    names.dedup();
+    Ok(names)
 }
 
 fn require(supported: bool, (feature, since): Feature) -> Result<(), CaptureError> {

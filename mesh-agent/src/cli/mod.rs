@@ -1,9 +1,11 @@
-//! `meshctl`: asks one agent over its Unix socket and prints a table or JSON.
+//! `meshctl`: asks one agent over its Unix socket and prints a table or JSON; puts the mesh on a cluster,
+//! checks it and takes it off (`install`, the only part that knows Kubernetes).
 //!
-//! What it is not: it reads no cluster and changes nothing. Invariant: whatever a table shows is in
-//! the JSON too.
+//! What it is not: it changes nothing about an agent. Invariant: whatever a table shows is in the JSON
+//! too.
 
 mod client;
+mod install;
 mod table;
 
 #[cfg(test)]
@@ -16,16 +18,18 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
+pub use install::{Access, CheckOptions, InstallOptions, Settings, UninstallOptions};
+
 use crate::api::admin_client::AdminClient;
 use crate::api::{
-    CertificatesRequest, ConnectionsRequest, DEFAULT_SOCKET, DiagnosticsRequest, RoutesRequest,
-    ServicesRequest, StatusRequest, WorkloadsRequest,
+    CertificatesRequest, ConnectionsRequest, DEFAULT_SOCKET, DiagnosticsRequest, EjectionsRequest,
+    RoutesRequest, ServicesRequest, StatusRequest, WorkloadsRequest,
 };
 
 /// An agent that is alive answers at once; one that hangs should not hang its operator.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Shows what a Malha agent on this machine does.
+/// Shows what a Malha agent on this machine does; installs, checks and removes the mesh of a cluster.
 #[derive(Debug, Parser)]
 #[command(name = "meshctl", version, max_term_width = 100)]
 pub struct Args {
@@ -36,7 +40,7 @@ pub struct Args {
     /// How to print.
     #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table")]
     pub output: Format,
-    /// What to show.
+    /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -50,9 +54,20 @@ pub enum Format {
     Json,
 }
 
-/// What to show.
+/// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Ask an agent.
+    #[command(flatten)]
+    Agent(AgentCommand),
+    /// Act on a cluster.
+    #[command(flatten)]
+    Cluster(ClusterCommand),
+}
+
+/// What to ask an agent.
+#[derive(Debug, Subcommand)]
+pub enum AgentCommand {
     /// The agent in numbers.
     Status,
     /// Pods on all nodes: identity, state in the mesh, mutual TLS mode.
@@ -69,11 +84,26 @@ pub enum Command {
     },
     /// Connections of this node's pods, those outside of the mesh among them.
     Connections,
+    /// Endpoints that outlier detection leaves out now, client by client.
+    Ejections,
     /// Certificates of this node's service accounts.
     Certificates,
     /// The agent's configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+}
+
+/// What to do on a cluster.
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Put the mesh on a cluster.
+    Install(Box<InstallOptions>),
+    /// Bring the mesh of a cluster to this version; what is not given stays as it was chosen before.
+    Upgrade(Box<InstallOptions>),
+    /// Take the mesh off a cluster. Pods stay and requests go on; mutual TLS ends.
+    Uninstall(Box<UninstallOptions>),
+    /// Look for what would keep the mesh from working, or keeps it; fails if something does.
+    Check(Box<CheckOptions>),
 }
 
 /// What to show of the configuration.
@@ -121,6 +151,12 @@ pub enum CliError {
     /// The agent does not answer.
     #[error("the agent did not answer within {} s", PATIENCE.as_secs())]
     Silent,
+    /// The cluster is not as it was to be.
+    #[error("{0:#}")]
+    Cluster(anyhow::Error),
+    /// A check has failed: printed already.
+    #[error("something is not as it should be")]
+    Unwell,
     /// The answer could not be printed.
     #[error("output: {0}")]
     Output(#[from] io::Error),
@@ -129,50 +165,76 @@ pub enum CliError {
 /// Runs one command and prints to `out`.
 ///
 /// # Errors
-/// When the agent cannot be asked or the answer not be printed. A reader that closes the pipe early
-/// is not an error.
+/// When the agent or the cluster cannot be asked, something is not done, a check fails, or the answer
+/// cannot be printed. A reader that closes the pipe early is not an error.
 pub async fn run(args: &Args, out: &mut impl Write) -> Result<(), CliError> {
-    let answer =
-        tokio::time::timeout(PATIENCE, ask(args)).await.map_err(|_| CliError::Silent)??;
+    match &args.command {
+        Command::Agent(command) => {
+            let answer = tokio::time::timeout(PATIENCE, ask(args, command)).await;
+            print_out(&answer.map_err(|_| CliError::Silent)??, out)
+        }
+        Command::Cluster(command) => {
+            let (answer, is_well) = act(args.output, command).await.map_err(CliError::Cluster)?;
+            print_out(&answer, out)?;
+            if is_well { Ok(()) } else { Err(CliError::Unwell) }
+        }
+    }
+}
+
+/// What to print, and whether all is well.
+async fn act(format: Format, command: &ClusterCommand) -> anyhow::Result<(String, bool)> {
+    match command {
+        ClusterCommand::Install(options) => Ok((install::install(options, format).await?, true)),
+        ClusterCommand::Upgrade(options) => Ok((install::upgrade(options, format).await?, true)),
+        ClusterCommand::Uninstall(options) => Ok((install::uninstall(options).await?, true)),
+        ClusterCommand::Check(options) => install::check(options, format).await,
+    }
+}
+
+fn print_out(answer: &str, out: &mut impl Write) -> Result<(), CliError> {
     match out.write_all(answer.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => Ok(result?),
     }
 }
 
-async fn ask(args: &Args) -> Result<String, CliError> {
+async fn ask(args: &Args, command: &AgentCommand) -> Result<String, CliError> {
     let mut agent: AdminClient<_> = client::connect(&args.socket).await?;
     let refused = CliError::Refused;
     let format = args.output;
-    match &args.command {
-        Command::Status => {
+    match command {
+        AgentCommand::Status => {
             let reply = agent.status(StatusRequest {}).await.map_err(refused)?.into_inner();
             print(format, &reply, table::status)
         }
-        Command::Workloads => {
+        AgentCommand::Workloads => {
             let reply = agent.workloads(WorkloadsRequest {}).await.map_err(refused)?.into_inner();
             print(format, &reply, table::workloads)
         }
-        Command::Services => {
+        AgentCommand::Services => {
             let reply = agent.services(ServicesRequest {}).await.map_err(refused)?.into_inner();
             print(format, &reply, table::services)
         }
-        Command::Routes { host, namespace } => {
+        AgentCommand::Routes { host, namespace } => {
             let request = RoutesRequest { host: host.clone(), namespace: namespace.clone() };
             let reply = agent.routes(request).await.map_err(refused)?.into_inner();
             print(format, &reply, table::routes)
         }
-        Command::Connections => {
+        AgentCommand::Connections => {
             let request = ConnectionsRequest {};
             let reply = agent.connections(request).await.map_err(refused)?.into_inner();
             print(format, &reply, table::connections)
         }
-        Command::Certificates => {
+        AgentCommand::Ejections => {
+            let reply = agent.ejections(EjectionsRequest {}).await.map_err(refused)?.into_inner();
+            print(format, &reply, table::ejections)
+        }
+        AgentCommand::Certificates => {
             let request = CertificatesRequest {};
             let reply = agent.certificates(request).await.map_err(refused)?.into_inner();
             print(format, &reply, table::certificates)
         }
-        Command::Config(ConfigCommand::Diagnostics) => {
+        AgentCommand::Config(ConfigCommand::Diagnostics) => {
             let request = DiagnosticsRequest {};
             let reply = agent.diagnostics(request).await.map_err(refused)?.into_inner();
             print(format, &reply, table::diagnostics)

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use comfy_table::{Table, presets};
 
 use crate::api::{
-    CertificatesReply, ConnectionsReply, Destination, DiagnosticsReply, Endpoint, RoutesReply,
-    ServicePort, ServicesReply, StatusReply, WorkloadsReply,
+    CertificatesReply, ConnectionsReply, Destination, DiagnosticsReply, EjectionsReply, Endpoint,
+    RoutesReply, ServicePort, ServicesReply, StatusReply, WorkloadsReply,
 };
 
 /// Spaces between columns.
@@ -116,9 +116,22 @@ pub(super) fn routes(reply: &RoutesReply) -> String {
             destinations(&rule.destinations).lines().for_each(|line| {
                 let _ = writeln!(text, "  {line}");
             });
+            policies(&rule.destinations, &mut text);
         }
     }
     text
+}
+
+/// Those that all destinations share are said once.
+fn policies(destinations: &[Destination], text: &mut String) {
+    let Some(first) = destinations.first() else { return };
+    let shared = destinations.iter().all(|to| to.policies == first.policies);
+    for to in if shared { &destinations[..1] } else { destinations } {
+        if !to.policies.is_empty() {
+            let of = if shared { "destination" } else { or_none(&to.subset) };
+            let _ = writeln!(text, "  {of}: {}", to.policies.join("; "));
+        }
+    }
 }
 
 fn destinations(destinations: &[Destination]) -> String {
@@ -139,6 +152,26 @@ fn destinations(destinations: &[Destination]) -> String {
         ]
     });
     list(header, rows, "")
+}
+
+pub(super) fn ejections(reply: &EjectionsReply) -> String {
+    let header = ["CLIENT", "SERVICE", "SUBSET", "ENDPOINT", "POD", "EJECTED", "BACK IN"];
+    let rows = reply.ejections.iter().map(|row| {
+        [
+            row.client.clone(),
+            format!("{}:{}", row.service, row.port),
+            or_none(&row.subset).to_owned(),
+            row.address.clone(),
+            or_none(&row.workload).to_owned(),
+            match row.times {
+                1 => "once".to_owned(),
+                times => format!("{times} times in a row"),
+            },
+            // Rounded up: what is out is not shown as back.
+            span(i64::try_from(row.remaining.div_ceil(1000)).unwrap_or(i64::MAX)),
+        ]
+    });
+    list(header, rows, "No endpoint is ejected.")
 }
 
 pub(super) fn connections(reply: &ConnectionsReply) -> String {
@@ -213,7 +246,7 @@ fn empty() -> Table {
     table
 }
 
-fn list<const N: usize>(
+pub(super) fn list<const N: usize>(
     header: [&str; N],
     rows: impl Iterator<Item = [String; N]>,
     none: &str,

@@ -30,7 +30,8 @@ fn arguments_are_consistent() {
     let args = Args::try_parse_from(["meshctl", "routes", "cart", "-o", "json", "-n", "shop"]);
     let args = args.unwrap();
     assert_eq!(args.output, Format::Json);
-    assert!(matches!(args.command, Command::Routes { namespace, .. } if namespace == "shop"));
+    let Command::Agent(AgentCommand::Routes { namespace, .. }) = args.command else { panic!() };
+    assert_eq!(namespace, "shop");
     assert!(Args::try_parse_from(["meshctl", "config", "diagnostics"]).is_ok());
     assert!(Args::try_parse_from(["meshctl", "routes"]).is_err());
 }
@@ -158,6 +159,7 @@ fn routes() {
         destination_rule: text("shop/cart"),
         endpoints: endpoints.iter().map(|address| endpoint(address, true)).collect(),
         problem: text(problem),
+        policies: vec![text("at most 100 requests"), text("key: header x-user")],
     };
     let many = ["10.1.0.2:80", "10.1.0.3:80", "10.1.0.4:80", "10.1.0.5:80", "10.1.0.6:80"];
     let split = Rule {
@@ -183,22 +185,23 @@ fn routes() {
     check(
         table::routes(&reply),
         expect![[r#"
-        Host:               cart.shop.svc.cluster.local
-        Client namespace:   shop
-        Service:            shop/cart
-        VirtualService:     shop/cart
+            Host:               cart.shop.svc.cluster.local
+            Client namespace:   shop
+            Service:            shop/cart
+            VirtualService:     shop/cart
 
-        Rule 1: split (forward)
-          if uri prefix /api and header end-user = jason
-          or uri = /
-          timeout 2s
-          SHARE   HOST                          PORT       SUBSET   BALANCER        DESTINATIONRULE   ENDPOINTS
-          99.5%   cart.shop.svc.cluster.local   as asked   a        LEAST_REQUEST   shop/cart         10.1.0.2:80,10.1.0.3:80,10.1.0.4:80,+2 more
-          0.5%    cart.shop.svc.cluster.local   as asked   b        LEAST_REQUEST   shop/cart         no ready endpoint
+            Rule 1: split (forward)
+              if uri prefix /api and header end-user = jason
+              or uri = /
+              timeout 2s
+              SHARE   HOST                          PORT       SUBSET   BALANCER        DESTINATIONRULE   ENDPOINTS
+              99.5%   cart.shop.svc.cluster.local   as asked   a        LEAST_REQUEST   shop/cart         10.1.0.2:80,10.1.0.3:80,10.1.0.4:80,+2 more
+              0.5%    cart.shop.svc.cluster.local   as asked   b        LEAST_REQUEST   shop/cart         no ready endpoint
+              destination: at most 100 requests; key: header x-user
 
-        Rule 2: default (redirect)
-          301, path /new
-    "#]],
+            Rule 2: default (redirect)
+              301, path /new
+        "#]],
     );
 }
 

@@ -5,24 +5,21 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
-use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, warn};
 
-use super::Publish;
-use super::compile::{Compiled, compile};
-use super::diagnostic::{Diagnostic, Severity};
-use super::objects::{Objects, Settings};
+use super::objects::Settings;
 use super::parse::{MAX_FILE_BYTES, Parsed, parse};
+use super::store::{Store, now};
 use super::writer::{ENROLLED, STATUS_DIR, read_list};
-use crate::model::Snapshot;
+use super::{Answers, ConfigError, Publish, answered};
 
 /// A folder is read once nothing happened in it for this long.
 const QUIET: Duration = Duration::from_millis(50);
@@ -35,62 +32,51 @@ const MAX_DEPTH: usize = 16;
 /// Paths named by events between two walks; beyond that every file is read again.
 const MAX_EVENTS: usize = 4096;
 
-/// Why a folder cannot be a source.
-#[derive(Debug, thiserror::Error)]
-pub enum FolderError {
-    /// It is not there, or not readable: check `--config-dir`.
-    #[error("cannot read the configuration folder {path}")]
-    Unreadable {
-        /// The folder.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Reading was stopped by a fault of the agent's own.
-    #[error("the configuration folder is no longer read")]
-    Stopped(#[source] tokio::task::JoinError),
-}
-
 /// Follows `dir` until dropped.
 pub(super) async fn run(
     dir: &Path,
     settings: Settings,
+    mut answers: watch::Receiver<Arc<Answers>>,
     publish: Publish,
-) -> Result<(), FolderError> {
+) -> Result<(), ConfigError> {
     let dir = dir.to_owned();
-    fs::read_dir(&dir).map_err(|source| FolderError::Unreadable { path: dir.clone(), source })?;
+    fs::read_dir(&dir).map_err(|source| ConfigError::Unreadable { path: dir.clone(), source })?;
     let (events, mut changes) = mpsc::channel(MAX_EVENTS);
     let _watcher = watch_folder(&dir, events);
-    let mut reader = Reader {
-        dir,
-        seen: BTreeMap::new(),
-        objects: Objects::new(settings),
-        snapshot: publish.snapshot.borrow().clone(),
-        diagnostics: Vec::new(),
-    };
+    let mut reader = Reader { dir, seen: BTreeMap::new(), store: Store::new(settings, &publish) };
     let mut touched = Touched::Everything;
     loop {
         let walk = std::mem::replace(&mut touched, Touched::Paths(HashSet::new()));
+        let resolved = answers.borrow_and_update().clone();
         let work = move || {
-            reader.refresh(&walk);
+            reader.refresh(&walk, &resolved);
             reader
         };
-        reader = tokio::task::spawn_blocking(work).await.map_err(FolderError::Stopped)?;
-        reader.publish(&publish);
-        touched = next_batch(&mut changes).await;
+        reader = tokio::task::spawn_blocking(work).await.map_err(ConfigError::Stopped)?;
+        reader.store.publish(&publish);
+        publish.missing.send_replace(Arc::default());
+        touched = next_batch(&mut changes, &mut answers).await;
     }
 }
 
-/// Waits for a change and then for a quiet moment, both bounded.
-async fn next_batch(changes: &mut mpsc::Receiver<Touched>) -> Touched {
-    let mut touched = match timeout(WALK_INTERVAL, changes.recv()).await {
+/// Waits for a change and then for a quiet moment, both bounded. Answers are one of their own.
+async fn next_batch(
+    changes: &mut mpsc::Receiver<Touched>,
+    answers: &mut watch::Receiver<Arc<Answers>>,
+) -> Touched {
+    let nothing = || Touched::Paths(HashSet::new());
+    let first = tokio::select! {
+        first = timeout(WALK_INTERVAL, changes.recv()) => first,
+        () = answered(answers) => return nothing(),
+    };
+    let mut touched = match first {
         Ok(Some(first)) => first,
         Ok(None) => {
             // There is no watcher: only the interval is left.
-            tokio::time::sleep(WALK_INTERVAL).await;
-            return Touched::Paths(HashSet::new());
+            let _ = timeout(WALK_INTERVAL, answered(answers)).await;
+            return nothing();
         }
-        Err(_) => return Touched::Paths(HashSet::new()),
+        Err(_) => return nothing(),
     };
     let deadline = Instant::now() + PATIENCE;
     while let Ok(Some(more)) =
@@ -168,14 +154,13 @@ struct Stamp {
 struct Reader {
     dir: PathBuf,
     seen: BTreeMap<PathBuf, Stamp>,
-    objects: Objects,
-    snapshot: Arc<Snapshot>,
-    diagnostics: Vec<Diagnostic>,
+    store: Store,
 }
 
 impl Reader {
     /// Reads what changed, and compiles if anything did.
-    fn refresh(&mut self, touched: &Touched) {
+    fn refresh(&mut self, touched: &Touched, answers: &Arc<Answers>) {
+        let resolved = self.store.resolve(answers);
         let found = self.walk();
         let gone: Vec<PathBuf> =
             self.seen.keys().filter(|path| !found.contains_key(*path)).cloned().collect();
@@ -184,8 +169,8 @@ impl Reader {
             .filter(|(path, stamp)| self.seen.get(*path) != Some(*stamp) || touched.includes(path))
             .map(|(path, _)| path.clone())
             .collect();
-        let first = self.snapshot.generation == 0;
-        if gone.is_empty() && changed.is_empty() && !first {
+        let first = self.store.is_new();
+        if gone.is_empty() && changed.is_empty() && !resolved && !first {
             return;
         }
         for path in changed {
@@ -195,12 +180,8 @@ impl Reader {
             self.forget(&path);
         }
         self.seen = found;
-        self.objects.settle();
-        let Compiled { snapshot, diagnostics, changed } = compile(&self.objects, &self.snapshot);
-        if changed {
-            self.snapshot = Arc::new(snapshot);
-        }
-        self.diagnostics = diagnostics;
+        self.store.objects.settle();
+        self.store.compile();
     }
 
     /// Every file of interest with its stamp.
@@ -255,9 +236,9 @@ impl Reader {
     fn forget(&mut self, path: &Path) {
         let name = self.name_of(path);
         if self.is_list(path) {
-            self.objects.announce(&name, None);
+            self.store.objects.announce(&name, None);
         } else {
-            self.objects.remove(&name);
+            self.store.objects.remove(&name);
         }
     }
 
@@ -266,32 +247,19 @@ impl Reader {
         let text = read_text(path);
         if self.is_list(path) {
             if let Ok(text) = text {
-                self.objects.announce(&name, Some(read_list(&text)));
+                self.store.objects.announce(&name, Some(read_list(&text)));
             }
             return;
         }
         let parsed = match text {
             // Most likely truncated, to be written again.
-            Ok(text) if text.is_empty() && self.objects.has_any_of(&name) => {
+            Ok(text) if text.is_empty() && self.store.objects.has_any_of(&name) => {
                 Parsed::unreadable(&name, "empty: to take its objects away, delete it".to_owned())
             }
-            Ok(text) => parse(&text, Some(&name), &self.objects.settings().mesh),
+            Ok(text) => parse(&text, Some(&name), &self.store.objects.settings().mesh),
             Err(message) => Parsed::unreadable(&name, message),
         };
-        self.objects.apply(&name, parsed, now());
-    }
-
-    fn publish(&self, publish: &Publish) {
-        let Publish { snapshot, diagnostics } = publish;
-        if !Arc::ptr_eq(&snapshot.borrow(), &self.snapshot) {
-            let generation = self.snapshot.generation;
-            snapshot.send_replace(Arc::clone(&self.snapshot));
-            info!(generation, "configuration in force");
-        }
-        if **diagnostics.borrow() != self.diagnostics {
-            log_new(&diagnostics.borrow(), &self.diagnostics);
-            diagnostics.send_replace(Arc::new(self.diagnostics.clone()));
-        }
+        self.store.objects.apply(&name, parsed, now());
     }
 }
 
@@ -303,21 +271,6 @@ fn read_text(path: &Path) -> Result<String, String> {
     }
     let bytes = fs::read(path).map_err(|error| error.to_string())?;
     String::from_utf8(bytes).map_err(|_| "not UTF-8 text".to_owned())
-}
-
-/// Wall clock, seconds since the epoch.
-fn now() -> i64 {
-    let age = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(age.as_secs()).unwrap_or(i64::MAX)
-}
-
-fn log_new(before: &[Diagnostic], now: &[Diagnostic]) {
-    for found in now.iter().filter(|found| before.binary_search(found).is_err()) {
-        match found.severity {
-            Severity::Error => error!(problem = %found, "configuration not in force"),
-            Severity::Warning => warn!(problem = %found, "configuration in force with reserves"),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -106,10 +106,25 @@ fn consistent(snapshot: &Snapshot) {
     for index in by_host.chain(by_wildcard) {
         assert!(snapshot.virtual_services.get(*index).is_some(), "{index} is no index");
     }
-    for rule in snapshot.virtual_services.iter().flat_map(|found| &found.http) {
+    for rule in snapshot.virtual_services.iter().flat_map(|found| found.http.iter()) {
         let Action::Forward(forward) = &rule.action else { continue };
         let sum: u32 = forward.destinations.iter().map(|to| to.weight).sum();
         assert!(sum >= 1 && sum == forward.total_weight, "{}", rule.name);
+        let mirrors = forward.mirrors.iter().filter_map(|mirror| mirror.service.as_ref());
+        assert!(
+            mirrors.into_iter().all(|key| snapshot.services.contains_key(key)),
+            "{}",
+            rule.name
+        );
+    }
+    for rule in snapshot.destination_rules.values().flatten() {
+        let subsets =
+            rule.subsets.iter().flat_map(|of| of.port_policies.values().chain([&of.policy]));
+        for policy in rule.port_policies.values().chain([&rule.policy]).chain(subsets) {
+            let hashes = policy.load_balancer.is_hash();
+            assert_eq!(hashes, policy.hash_key.is_some(), "{}: a key without use", rule.object);
+            assert!(!policy.pool.connect_timeout.is_zero(), "{}", rule.object);
+        }
     }
 }
 

@@ -5,13 +5,15 @@
 //! counts once, the first file by name. No file is read here.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::api::{Kind, Labels};
 use super::diagnostic::{Diagnostic, Place, Report};
 use super::parse::Parsed;
 use super::translate::{
-    PeerFacts, PodFacts, RuleFacts, ServiceFacts, SliceFacts, VirtualServiceFacts,
+    EntryFacts, MeshFacts, PeerFacts, PodFacts, RateLimitFacts, RuleFacts, ServiceFacts,
+    SliceFacts, UnenforcedFacts, VirtualServiceFacts,
 };
 use crate::model::{MeshSettings, ObjectRef};
 
@@ -77,8 +79,13 @@ pub(super) enum Body {
     Service(ServiceFacts),
     EndpointSlice(SliceFacts),
     VirtualService(VirtualServiceFacts),
-    DestinationRule(RuleFacts),
+    DestinationRule(Box<RuleFacts>),
+    ServiceEntry(EntryFacts),
     PeerAuthentication(PeerFacts),
+    RateLimit(RateLimitFacts),
+    MeshConfig(MeshFacts),
+    /// An `AuthorizationPolicy` or a `RequestAuthentication`.
+    Unenforced(UnenforcedFacts),
 }
 
 /// The store.
@@ -91,7 +98,12 @@ pub struct Objects {
     /// Age of objects that do not tell theirs.
     first_seen: HashMap<Key, i64>,
     last_stamp: i64,
+    answers: Arc<Answers>,
 }
+
+/// What names of `ServiceEntry` objects resolve to. One that has not been asked for yet is not in it;
+/// one that was in vain, and never had an answer, has no address.
+pub type Answers = BTreeMap<Arc<str>, Vec<IpAddr>>;
 
 #[derive(Debug, Default)]
 struct FileState {
@@ -172,6 +184,16 @@ impl Objects {
         let there: HashSet<&Key> =
             self.files.values().flat_map(|file| file.objects.keys()).collect();
         self.first_seen.retain(|key, _| there.contains(key));
+    }
+
+    /// Takes what names resolve to now.
+    pub fn resolve(&mut self, answers: Arc<Answers>) {
+        self.answers = answers;
+    }
+
+    /// What names resolve to.
+    pub(super) fn answers(&self) -> &Answers {
+        &self.answers
     }
 
     /// Whether some node announced this pod as enrolled.

@@ -1,36 +1,25 @@
-//! The two bodies that cross the engine: the request's on its way up, the response's on its way
-//! down. Both stream; each frame is passed on as it comes.
+//! The response's body on its way down: each frame is passed on as it comes. The request's on its way
+//! up is `request_body`.
 //!
 //! Invariant: what a response holds (the record, the endpoint's active count, the pooled
 //! connection) is let go when its last frame has passed, or when it is dropped, whichever is first.
 
-use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::task::AtomicWaker;
-use http::header::TRANSFER_ENCODING;
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
-use tokio::sync::Notify;
-use tokio::time::Sleep;
-use tokio_util::sync::CancellationToken;
 
 use super::error::HttpError;
 use super::incoming::{Incoming, IncomingError};
 use super::pool::Lease;
-use crate::balance::ActiveGuard;
+use super::request_body::{Gate, Progress};
+use crate::balance::{ActiveGuard, InFlight};
 use crate::telemetry::{RequestRecord, ResponseFlag};
 use crate::tunnel::Permit;
-
-/// How long a client that asked `Expect: 100-continue` is left waiting for the endpoint's word. A
-/// server need not answer; curl, too, sends its body after a second (RFC 9110 §10.1.1).
-const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -57,39 +46,6 @@ impl BodyError {
     }
 }
 
-/// A request's body on its way to an endpoint.
-#[derive(Debug)]
-pub(super) struct RequestBody {
-    /// None: empty.
-    inner: Option<Incoming>,
-    expect: Option<(Arc<Gate>, Pin<Box<Sleep>>)>,
-    progress: Rc<Progress>,
-    /// Ends the client's connection after this request; none without a body.
-    last: Option<CancellationToken>,
-}
-
-/// How far a request's body has got; outlives the body.
-#[derive(Debug, Default)]
-pub(super) struct Progress {
-    done: Cell<bool>,
-    /// The client's body broke off, or was no legal one.
-    broken: Cell<bool>,
-    bytes: Cell<u64>,
-    /// Wakes the one who waits for the end.
-    ended: Notify,
-}
-
-/// Holds a body back until the endpoint says `100 Continue`.
-#[derive(Debug, Default)]
-pub(super) struct Gate {
-    state: AtomicU8,
-    waker: AtomicWaker,
-}
-
-const WAITING: u8 = 0;
-const OPEN: u8 = 1;
-const REFUSED: u8 = 2;
-
 /// A response's body on its way to the client.
 #[derive(Debug)]
 pub(super) struct ResponseBody {
@@ -113,155 +69,12 @@ pub(super) struct Held {
     pub(super) deadline: Option<Deadline>,
     /// Its place among those that its pod may have going on.
     pub(super) _room: Option<Permit>,
+    /// Its place among the upstream's requests.
+    pub(super) _in_flight: Option<InFlight>,
 }
 
 /// Resolves when a route's time-out has passed.
 pub(super) type Deadline = Pin<Box<dyn Future<Output = ()>>>;
-
-// === impl RequestBody ===
-
-impl RequestBody {
-    /// Wraps a client's body; with a gate it waits for `100 Continue`. `last` ends the client's
-    /// connection after the request.
-    pub(super) fn new(inner: Incoming, gate: Option<Arc<Gate>>, last: &CancellationToken) -> Self {
-        let progress = Rc::new(Progress::default());
-        if inner.is_end_stream() {
-            progress.end();
-            return Self { inner: None, expect: None, progress, last: None };
-        }
-        let expect = gate.map(|gate| (gate, Box::pin(tokio::time::sleep(CONTINUE_WAIT))));
-        Self { inner: Some(inner), expect, progress, last: Some(last.clone()) }
-    }
-
-    /// hyper sends no body with some methods unless it is told to.
-    pub(super) fn frame(&self, headers: &mut HeaderMap) {
-        if !self.is_end_stream() && self.size_hint().exact().is_none() {
-            headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        }
-    }
-
-    /// The same request's body once more, if it has none: then it can be sent again.
-    pub(super) fn again(&self) -> Option<Self> {
-        let progress = Rc::clone(&self.progress);
-        self.inner.is_none().then_some(Self { inner: None, expect: None, progress, last: None })
-    }
-
-    pub(super) fn progress(&self) -> Rc<Progress> {
-        Rc::clone(&self.progress)
-    }
-
-    /// The gate, while the body waits behind it.
-    pub(super) fn gate(&self) -> Option<Arc<Gate>> {
-        self.expect.as_ref().map(|(gate, _)| Arc::clone(gate))
-    }
-
-    fn poll_gate(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
-        let Some((gate, wait)) = &mut self.expect else { return Poll::Ready(Ok(())) };
-        gate.waker.register(cx.waker());
-        match gate.state.load(Ordering::Acquire) {
-            REFUSED => return Poll::Ready(Err(BodyError::Unwanted)),
-            WAITING => ready!(wait.as_mut().poll(cx)),
-            _ => {}
-        }
-        self.expect = None;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        ready!(self.poll_gate(cx))?;
-        let Some(inner) = &mut self.inner else { return Poll::Ready(None) };
-        let frame = ready!(Pin::new(&mut *inner).poll_frame(cx));
-        let ended = frame.is_none() || inner.is_end_stream();
-        match &frame {
-            Some(Ok(frame)) => {
-                let length = frame.data_ref().map_or(0, |data| data.len() as u64);
-                self.progress.bytes.set(self.progress.bytes.get() + length);
-                if let Some(last) = self.last.as_ref().filter(|_| frame.is_trailers()) {
-                    // hyper reads them up to CR LF CR LF, but takes LF LF for their end: what is
-                    // between may be a request to who sent them here, and gets no answer.
-                    last.cancel();
-                }
-            }
-            Some(Err(_)) => self.progress.broken.set(true),
-            None => {}
-        }
-        if ended {
-            self.progress.end();
-        }
-        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.as_ref().is_none_or(Body::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
-    }
-}
-
-// === impl Progress ===
-
-impl Progress {
-    fn end(&self) {
-        if !self.done.replace(true) {
-            self.ended.notify_one();
-        }
-    }
-
-    /// Whether the whole body has been handed on.
-    pub(super) fn is_done(&self) -> bool {
-        self.done.get()
-    }
-
-    /// Whether the client's body failed.
-    pub(super) fn is_broken(&self) -> bool {
-        self.broken.get()
-    }
-
-    /// Bytes handed on so far.
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes.get()
-    }
-
-    /// A route's time-out counts from the end of the request (istio-surface 2.2).
-    pub(super) fn deadline(self: &Rc<Self>, timeout: Duration) -> Deadline {
-        let progress = Rc::clone(self);
-        Box::pin(async move {
-            if !progress.done.get() {
-                progress.ended.notified().await;
-            }
-            tokio::time::sleep(timeout).await;
-        })
-    }
-}
-
-// === impl Gate ===
-
-impl Gate {
-    /// The endpoint wants the body.
-    pub(super) fn open(&self) {
-        self.set(OPEN);
-    }
-
-    /// The request is over: a body that still waits must not be sent on a connection that is done.
-    pub(super) fn refuse(&self) {
-        self.set(REFUSED);
-    }
-
-    fn set(&self, state: u8) {
-        let _ = self.state.compare_exchange(WAITING, state, Ordering::AcqRel, Ordering::Acquire);
-        self.waker.wake();
-    }
-}
 
 // === impl ResponseBody ===
 

@@ -1,16 +1,15 @@
 //! Sends one request to one endpoint, over a pooled connection or a new one.
 //!
-//! Invariant: a request whose bytes may have reached an endpoint is sent again only if it has no
+//! Invariant: a request whose bytes may have reached an endpoint is sent again here only if it has no
 //! body, its method is idempotent, and the connection was an old one (it may have been closed while
 //! the request was on its way: RFC 9110 §9.2.2), or if the endpoint says that it has not begun with it
-//! (RFC 9113 §8.7). Choice of endpoint and retries: `outbound`.
+//! (RFC 9113 §8.7). Choice of endpoint, and what a route retries beyond that: `attempts`.
 
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::{Method, Request, Response};
 use hyper::client::conn::http1;
@@ -19,16 +18,19 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::body::RequestBody;
 use super::connect::{Connect, ConnectError};
 use super::early::Early;
 use super::error::HttpError;
 use super::headers::asks_upgrade;
 use super::http2::{self, INITIAL_STREAMS, StreamError};
 use super::incoming::Incoming;
-use super::pool::{Http1, Http2, Lease, Load, Pool, PoolKey, Shared, StreamGuard, Upgraded};
+use super::pool::{
+    Http1, Http2, Lease, Load, Place, Pool, PoolKey, Shared, StreamGuard, Terms, Upgraded,
+};
+use super::request_body::RequestBody;
 use super::serve::HttpVersion;
-use crate::model::{Endpoint, Workload};
+use crate::balance::{Connections, OpenPermit, PendingPermit};
+use crate::model::{ConnectionPool, Endpoint, Workload};
 
 /// Old connections that are tried for one request before a new one is opened.
 const OLD_CONNECTIONS: u32 = 3;
@@ -46,15 +48,27 @@ pub(super) struct Target<'a> {
     pub(super) source: &'a Arc<Workload>,
     pub(super) endpoint: &'a Endpoint,
     pub(super) version: HttpVersion,
-    pub(super) connect_timeout: Duration,
+    pub(super) pool: &'a ConnectionPool,
+    /// Limits on connections, if the policy has some.
+    pub(super) limits: Option<&'a Connections>,
 }
 
 /// Why there is no response.
 pub(super) enum SendError {
     /// No connection: the request comes back whole.
     Connect(ConnectError, Box<Request<RequestBody>>),
+    /// The endpoint says that it has not begun with the request (RFC 9113 §8.7).
+    Refused(HttpError),
     /// The request was sent, at least in part.
     Failed(HttpError),
+}
+
+/// Where an HTTP/1 request is sent.
+enum Seat {
+    /// A connection that has served others.
+    Old(Box<Http1>),
+    /// One to be opened, at this place, which counts as pending until it is open.
+    New(Option<(Place, PendingPermit)>),
 }
 
 /// A response's head with its body to come, and what it holds.
@@ -80,7 +94,7 @@ impl<C: Connect> Client<C> {
         request: Request<RequestBody>,
         early: &Early,
     ) -> Result<Answer, SendError> {
-        let key = PoolKey::new(target.source, target.endpoint);
+        let key = PoolKey::new(target.source, target.endpoint, target.limits);
         match target.version {
             HttpVersion::Http1 => self.send_http1(target, key, request, early).await,
             HttpVersion::Http2 => self.send_http2(target, &key, request, early).await,
@@ -95,28 +109,56 @@ impl<C: Connect> Client<C> {
         early: &Early,
     ) -> Result<Answer, SendError> {
         listen(&mut request, early);
-        for _ in 0..OLD_CONNECTIONS {
-            let Some(connection) = self.pool.take(&key).await else { break };
-            let copy = copy_of(&request);
+        let mut tries = 0;
+        loop {
+            let (connection, old) = match self.seat(target, &key, tries < OLD_CONNECTIONS).await {
+                Ok(Seat::Old(connection)) => (Ok(*connection), true),
+                Ok(Seat::New(place)) => (self.open_http1(target, &key, place).await, false),
+                Err(error) => (Err(error), false),
+            };
+            let connection = match connection {
+                Ok(connection) => connection,
+                Err(error) => return Err(SendError::Connect(error, Box::new(request))),
+            };
+            let copy = if old { copy_of(&request) } else { None };
             match exchange(connection, request).await {
                 Ok((response, connection)) => {
                     return Ok((response, Lease::Http1(Rc::clone(&self.pool), key, connection)));
                 }
-                Err((error, unsent)) => match unsent.or_else(|| copy.filter(|_| closed(&error))) {
-                    Some(again) => request = again,
-                    None => return Err(SendError::Failed(HttpError::from(&error))),
-                },
+                Err((error, unsent)) => {
+                    let unsent = unsent.filter(|_| old);
+                    match unsent.or_else(|| copy.filter(|_| closed(&error))) {
+                        Some(again) => request = again,
+                        None => return Err(SendError::Failed(HttpError::from(&error))),
+                    }
+                }
             }
+            tries += 1;
         }
-        let connection = match self.open_http1(target, &key).await {
-            Ok(connection) => connection,
-            Err(error) => return Err(SendError::Connect(error, Box::new(request))),
-        };
-        match exchange(connection, request).await {
-            Ok((response, connection)) => {
-                Ok((response, Lease::Http1(Rc::clone(&self.pool), key, connection)))
+    }
+
+    /// A connection for a request: an idle one (if `old` ones are wanted), else a new one. Where the
+    /// upstream is limited, who may neither have one nor open one waits for one that is let go.
+    async fn seat(
+        &self,
+        target: &Target<'_>,
+        key: &PoolKey,
+        old: bool,
+    ) -> Result<Seat, ConnectError> {
+        if old && let Some(connection) = self.pool.take(key, Terms::of(target.pool)).await {
+            return Ok(Seat::Old(Box::new(connection)));
+        }
+        let Some(limits) = target.limits else { return Ok(Seat::New(None)) };
+        let limited = self.pool.limited(key);
+        let pending = limits.wait().ok_or(ConnectError::Limit)?;
+        loop {
+            if let Some(permit) = open_permit(limits, limited.is_empty()) {
+                return Ok(Seat::New(Some((Place::new(limited, permit), pending))));
             }
-            Err((error, _)) => Err(SendError::Failed(HttpError::from(&error))),
+            limited.freed.notified().await;
+            if let Some(connection) = self.pool.take(key, Terms::of(target.pool)).await {
+                return Ok(Seat::Old(Box::new(connection)));
+            }
         }
     }
 
@@ -130,11 +172,11 @@ impl<C: Connect> Client<C> {
         let shared = self.pool.shared(key);
         let mut tries = 0;
         loop {
-            let (connection, guard) = match self.http2(target, &shared).await {
+            let (connection, guard) = match self.http2(target, key, &shared).await {
                 Ok(found) => found,
                 Err(error) => return Err(SendError::Connect(error, Box::new(request))),
             };
-            let Http2 { sender, load } = &connection;
+            let Http2 { sender, load, .. } = &connection;
             let copy = twin(&request);
             let exchange =
                 http2::exchange(sender, request, &self.tasks, &guard.abandoned, early).await;
@@ -151,6 +193,9 @@ impl<C: Connect> Client<C> {
                         load.closed.set(load.closed.get() || error.is_go_away());
                         request = copy;
                     }
+                    _ if http2::untouched(&error) => {
+                        return Err(SendError::Refused(HttpError::from(&error)));
+                    }
                     _ => return Err(SendError::Failed(HttpError::from(&error))),
                 },
             }
@@ -162,20 +207,36 @@ impl<C: Connect> Client<C> {
     async fn http2(
         &self,
         target: &Target<'_>,
+        key: &PoolKey,
         shared: &Rc<Shared>,
     ) -> Result<(Http2, StreamGuard), ConnectError> {
-        if let Some(found) = shared.take() {
+        if let Some(found) = shared.take(Terms::of(target.pool)) {
             return Ok(found);
         }
+        let _pending = match target.limits {
+            Some(limits) => Some(limits.wait().ok_or(ConnectError::Limit)?),
+            None => None,
+        };
         let failures = shared.failures();
         let _opening = shared.opening.lock().await;
-        if let Some(found) = shared.take() {
+        if let Some(found) = shared.take(Terms::of(target.pool)) {
             return Ok(found);
         }
         if let Some(error) = shared.failed_since(failures) {
             return Err(error);
         }
-        match self.open_http2(target, Rc::downgrade(shared)).await {
+        let place = match target.limits {
+            None => None,
+            Some(limits) => {
+                let limited = self.pool.limited(key);
+                match open_permit(limits, limited.is_empty()) {
+                    Some(permit) => Some(Place::new(limited, permit)),
+                    // Streams queue on a connection that is there.
+                    None => return shared.queue(Terms::of(target.pool)).ok_or(ConnectError::Limit),
+                }
+            }
+        };
+        match self.open_http2(target, place, Rc::downgrade(shared)).await {
             Ok(connection) => Ok(shared.add(connection)),
             Err(error) => {
                 shared.fail(&error);
@@ -185,15 +246,20 @@ impl<C: Connect> Client<C> {
     }
 
     async fn dial(&self, target: &Target<'_>) -> Result<C::Io, ConnectError> {
-        let timeout = target.connect_timeout;
-        let connecting = self.connect.connect(target.source, target.endpoint, timeout);
+        let timeout = target.pool.connect_timeout;
+        let connecting = self.connect.connect(target.source, target.endpoint, target.pool);
         match tokio::time::timeout(timeout, connecting).await {
             Ok(connected) => connected,
             Err(_) => Err(ConnectError::Timeout),
         }
     }
 
-    async fn open_http1(&self, target: &Target<'_>, key: &PoolKey) -> Result<Http1, ConnectError> {
+    async fn open_http1(
+        &self,
+        target: &Target<'_>,
+        key: &PoolKey,
+        place: Option<(Place, PendingPermit)>,
+    ) -> Result<Http1, ConnectError> {
         let io = self.dial(target).await?;
         let retired = self.connect.retired(&io);
         let (sender, mut connection) = http1::Builder::new()
@@ -222,23 +288,26 @@ impl<C: Connect> Client<C> {
                 Err(error) => tracing::trace!(%error, "upstream connection ended"),
             }
         });
-        Ok(Http1 { sender, upgraded, wanted, retired })
+        let (terms, place) = (Terms::of(target.pool), place.map(|(place, _)| place));
+        Ok(Http1 { sender, upgraded, wanted, retired, terms, place, served: 0 })
     }
 
     async fn open_http2(
         &self,
         target: &Target<'_>,
+        place: Option<Place>,
         shared: Weak<Shared>,
     ) -> Result<Http2, ConnectError> {
         let io = self.dial(target).await?;
         let retired = self.connect.retired(&io);
         let (sender, mut connection) = http2::connect(io).await.map_err(|error| remote(&error))?;
-        let load = Load::new(INITIAL_STREAMS);
+        let most = usize::try_from(target.pool.max_concurrent_streams).unwrap_or(usize::MAX).max(1);
+        let load = Load::new(INITIAL_STREAMS.min(most), Terms::of(target.pool));
         let watched = Rc::clone(&load);
         self.tasks.spawn_local(async move {
             let ended = poll_fn(|cx| {
                 let polled = Pin::new(&mut connection).poll(cx);
-                watched.most.set(connection.max_concurrent_send_streams().max(1));
+                watched.most.set(connection.max_concurrent_send_streams().clamp(1, most));
                 polled
             });
             let leave = || {
@@ -252,8 +321,13 @@ impl<C: Connect> Client<C> {
             }
             watched.closed.set(true);
         });
-        Ok(Http2 { sender, load })
+        Ok(Http2 { sender, load, _place: place.map(Rc::new) })
     }
+}
+
+/// Leave to open a connection; `none`: there is none yet.
+fn open_permit(limits: &Connections, none: bool) -> Option<OpenPermit> {
+    limits.open().or_else(|| none.then(|| limits.open_above()))
 }
 
 /// Drives a connection to its end; `leave` is called when what carries it is to end.
@@ -283,6 +357,7 @@ async fn exchange(
 ) -> Result<(Response<Incoming>, Http1), (hyper::Error, Option<Request<RequestBody>>)> {
     let leaves = request.method() == Method::CONNECT || asks_upgrade(request.headers());
     connection.wanted.set(leaves);
+    connection.served = connection.served.saturating_add(1);
     match connection.sender.try_send_request(request).await {
         Ok(response) => Ok((response.map(Incoming::Http1), connection)),
         Err(mut error) => {

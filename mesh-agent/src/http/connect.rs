@@ -6,13 +6,12 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
-use crate::model::{Endpoint, Workload};
+use crate::model::{ConnectionPool, Endpoint, Workload};
 
 /// Opens byte streams to endpoints in the name of a workload.
 ///
@@ -22,7 +21,7 @@ pub trait Connect: 'static {
     /// The byte stream.
     type Io: ByteStream + 'static;
 
-    /// Opens a stream to `endpoint` as `source`, within `timeout`.
+    /// Opens a stream to `endpoint` as `source`, within the connect time-out of `pool`.
     ///
     /// `endpoint.workload` is none for addresses outside the mesh, which includes virtual addresses
     /// of no known service: they are dialled as the application would.
@@ -33,7 +32,7 @@ pub trait Connect: 'static {
         &self,
         source: &Arc<Workload>,
         endpoint: &Endpoint,
-        timeout: Duration,
+        pool: &ConnectionPool,
     ) -> impl Future<Output = Result<Self::Io, ConnectError>>;
 
     /// Cancelled when what carries `io` is to end: it goes on, but should carry no request that can go

@@ -23,7 +23,7 @@ use futures_util::task::AtomicWaker;
 use http::{HeaderMap, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::body::Gate;
+use super::request_body::Gate;
 use super::{headers, strict};
 
 /// Waiting ones per request; an endpoint that sends more, faster than they are taken, loses them.

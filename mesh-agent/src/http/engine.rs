@@ -3,14 +3,17 @@
 //! Invariant: everything in here stays on the worker's thread; the only things shared with other
 //! workers are the snapshot, the upstreams' numbers and the metrics.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
 use tokio_util::task::TaskTracker;
 
 use super::client::Client;
 use super::connect::Connect;
+use super::mirror::Count;
 use super::pool::SWEEP;
 use crate::balance::{Draws, LiveHandle};
 use crate::model::Workload;
@@ -41,6 +44,15 @@ pub(super) struct Inner<C: Connect> {
     pub(super) client: Client<C>,
     pub(super) draws: Draws,
     pub(super) tasks: TaskTracker,
+    /// Copies for mirrors under way, by the source's UID.
+    copies: RefCell<FxHashMap<Arc<str>, Count>>,
+}
+
+impl<C: Connect> Inner<C> {
+    /// The count of a source's copies.
+    pub(super) fn copies(&self, source: &Arc<str>) -> Count {
+        self.copies.borrow_mut().entry(Arc::clone(source)).or_default().clone()
+    }
 }
 
 impl<C: Connect> Engine<C> {
@@ -54,7 +66,8 @@ impl<C: Connect> Engine<C> {
         tasks: TaskTracker,
     ) -> Self {
         let client = Client::new(connect, tasks.clone());
-        Self { shared: Rc::new(Inner { live, telemetry, client, draws, tasks }) }
+        let copies = RefCell::default();
+        Self { shared: Rc::new(Inner { live, telemetry, client, draws, tasks, copies }) }
     }
 
     /// Closes pooled connections that idle too long, for ever. The owner of the worker runs it once.
@@ -63,6 +76,7 @@ impl<C: Connect> Engine<C> {
         loop {
             let now = ticks.tick().await;
             self.shared.client.pool().sweep(now);
+            self.shared.copies.borrow_mut().retain(|_, count| count.is_used());
         }
     }
 }

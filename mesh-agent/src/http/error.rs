@@ -8,6 +8,9 @@ use super::connect::ConnectError;
 use super::incoming::IncomingError;
 use crate::telemetry::ResponseFlag;
 
+/// Details and body of a request that a rate limit refuses.
+const RATE_LIMITED: &str = "local_rate_limited";
+
 /// A request that ends here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum HttpError {
@@ -29,8 +32,13 @@ pub(super) enum HttpError {
     Local,
     /// The route's time-out passed.
     Timeout,
-    /// The source's pod holds as much of the agent as it may: raise the limit, or look at the pod.
+    /// `perTryTimeout` passed, and no further attempt was allowed.
+    TryTimeout,
+    /// A limit of the destination's policy (`connectionPool`), or what the source's pod may hold of the
+    /// agent: raise the limit, or look at the pod.
     Overflow,
+    /// A rate limit of the service: the caller sends more than it may (`RateLimit`).
+    RateLimited,
     /// The request is not legal HTTP, in its head or in its body: look at the client.
     Malformed,
     /// The request's transfer coding is not spoken here.
@@ -44,7 +52,8 @@ impl HttpError {
             Self::Malformed => StatusCode::BAD_REQUEST,
             Self::Coding => StatusCode::NOT_IMPLEMENTED,
             Self::Protocol => StatusCode::BAD_GATEWAY,
-            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+            Self::Timeout | Self::TryTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::NoCluster
             | Self::NoHealthyUpstream
             | Self::Connect(_)
@@ -67,8 +76,9 @@ impl HttpError {
             Self::Reset => ResponseFlag::UpstreamReset,
             Self::Protocol => ResponseFlag::UpstreamProtocolError,
             Self::Local => ResponseFlag::LocalReset,
-            Self::Timeout => ResponseFlag::UpstreamTimeout,
+            Self::Timeout | Self::TryTimeout => ResponseFlag::UpstreamTimeout,
             Self::Overflow | Self::Connect(ConnectError::Limit) => ResponseFlag::UpstreamOverflow,
+            Self::RateLimited => ResponseFlag::RateLimited,
             Self::Malformed | Self::Coding => ResponseFlag::DownstreamProtocolError,
         }
     }
@@ -89,6 +99,8 @@ impl HttpError {
             Self::Protocol => reset("protocol_error"),
             Self::Local => reset("local_reset"),
             Self::Timeout => "response_timeout".to_owned(),
+            Self::TryTimeout => "upstream_per_try_timeout".to_owned(),
+            Self::RateLimited => RATE_LIMITED.to_owned(),
             Self::Malformed | Self::Coding => "http.codec_error".to_owned(),
         }
     }
@@ -100,7 +112,8 @@ impl HttpError {
                 return String::new();
             }
             Self::NoHealthyUpstream => return "no healthy upstream".to_owned(),
-            Self::Timeout => return "upstream request timeout".to_owned(),
+            Self::RateLimited => return RATE_LIMITED.to_owned(),
+            Self::Timeout | Self::TryTimeout => return "upstream request timeout".to_owned(),
             Self::Connect(error) => error.to_string(),
             Self::Closed => "connection termination".to_owned(),
             Self::Reset => "remote reset".to_owned(),

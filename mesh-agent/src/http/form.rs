@@ -6,10 +6,10 @@
 
 use std::net::SocketAddr;
 
-use http::header::{CONNECTION, HOST, UPGRADE};
+use http::header::{CONNECTION, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderValue, Method, Uri, Version};
+use http::{HeaderValue, Method, Request, Uri, Version};
 
 use super::plan::Plan;
 use super::serve::HttpVersion;
@@ -67,6 +67,37 @@ fn http1(
     }
     parts.version = Version::HTTP_11;
     Some(())
+}
+
+/// A copy of a head. Without extensions: those are for the original's connection.
+pub(super) fn copied(parts: &Parts) -> Parts {
+    let (mut copy, ()) = Request::new(()).into_parts();
+    copy.method.clone_from(&parts.method);
+    copy.uri.clone_from(&parts.uri);
+    copy.headers.clone_from(&parts.headers);
+    copy.version = parts.version;
+    copy
+}
+
+/// Brings a head that was prepared for one version of HTTP into the form of another.
+pub(super) fn revise(
+    parts: &mut Parts,
+    (from, to): (HttpVersion, HttpVersion),
+    dialled: SocketAddr,
+) -> Option<()> {
+    match (from, to) {
+        (HttpVersion::Http1, HttpVersion::Http2) => {
+            let authority = parts.headers.get(HOST).cloned();
+            parts.headers.remove(TRANSFER_ENCODING);
+            http2(parts, authority, dialled)
+        }
+        (HttpVersion::Http2, HttpVersion::Http1) => {
+            let authority = parts.uri.authority().map(Authority::as_str);
+            let authority = authority.and_then(|text| HeaderValue::from_str(text).ok());
+            http1(parts, authority, dialled, false)
+        }
+        _ => Some(()),
+    }
 }
 
 /// The target without scheme and authority, behind which the path may have been left out (RFC 9112

@@ -17,10 +17,11 @@ use http_body::Body;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::body::{BodyError, RequestBody, ResponseBody};
+use super::body::{BodyError, ResponseBody};
 use super::connect::ByteStream;
 use super::early::Early;
 use super::incoming::Incoming;
+use super::request_body::RequestBody;
 
 /// Credit of one stream: what a stream that is not read may hold in memory.
 pub(super) const STREAM_WINDOW: u32 = 256 * 1024;

@@ -1,57 +1,41 @@
 //! One request from a local pod, from its head to its response: the only place that knows the
 //! order of phases.
 //!
-//! route -> redirect or direct response -> headers and rewrite -> attempts {pick, send} -> headers
-//! of the response. Each phase is a leaf; what a phase decides is a value that the next one takes.
+//! route -> rate limit -> redirect or direct response -> fault -> CORS -> headers and rewrite ->
+//! mirrors -> attempts {pick, send, ejection, retry} -> headers of the response. Each phase is a leaf;
+//! what a phase decides is a value that the next one takes.
 //!
 //! Invariant: one `Live` for the whole request, however long it takes.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use http::header::{EXPECT, HOST};
+use http::header::{EXPECT, HOST, SET_COOKIE};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use tokio::time::Instant;
 
-use super::body::{Gate, Held, RequestBody, ResponseBody, grpc_status};
-use super::client::{SendError, Target};
-use super::connect::{Connect, ConnectError};
+use super::attempts::{Attempts, Spare};
+use super::body::{Held, ResponseBody, grpc_status};
+use super::connect::Connect;
 use super::early::Early;
 use super::engine::Engine;
 use super::error::HttpError;
 use super::form::{self, Origin};
 use super::incoming::Incoming;
-use super::plan::{Decision, Destination, Plan, decide};
+use super::mirror::Copies;
+use super::plan::{Decided, Decision, Destination, Plan, decide};
 use super::pool::Lease;
+use super::request_body::{Gate, RequestBody};
 use super::router::Head;
 use super::serve::{Connection, HttpVersion};
 use super::upgrade::{Handover, Switch};
-use super::{headers, reply, retry, strict};
-use crate::balance::{ActiveGuard, Ask, Live};
-use crate::model::{Endpoint, LoadBalancer, Readiness, ServiceKind};
+use super::{cors, fault, headers, reply, retry, strict};
+use crate::balance::{Ask, Balancer, Live};
+use crate::model::{Endpoint, Fault, LoadBalancer, Readiness, TrafficPolicy};
 use crate::telemetry::{Reporter, RequestRecord, RequestStart, ResponseFlag};
 use crate::tunnel::Permit;
-
-/// The connect time-out outside services, and where no rule says otherwise: Istio's default.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// An endpoint's response head, and what it holds.
-struct Answer {
-    response: Response<Incoming>,
-    lease: Lease,
-    active: Option<ActiveGuard>,
-    since: Instant,
-}
-
-/// The last failure, and how many attempts there were.
-struct GaveUp {
-    error: HttpError,
-    attempts: u32,
-}
 
 /// Answers one request.
 pub(super) async fn respond<C: Connect>(
@@ -88,28 +72,40 @@ pub(super) async fn respond<C: Connect>(
         headers: &parts.headers,
         authority: authority_text,
     };
-    let draw = engine.shared.draws.next();
+    let draws = &engine.shared.draws;
     let leaves = switch != Switch::No;
     let illegal = legal.is_err();
     let room = connection.facts.quota.request();
-    let decision = match (legal, connection.version, &parts.method) {
-        (Err(error), ..) => Decision::Fail(error),
-        _ if room.is_none() => Decision::Fail(HttpError::Overflow),
+    let decided: Decided<'_> = match (legal, connection.version, &parts.method) {
+        (Err(error), ..) => Decision::Fail(error).into(),
+        _ if room.is_none() => Decision::Fail(HttpError::Overflow).into(),
         // hyper keeps such a stream to itself.
-        (_, HttpVersion::Http2, &Method::CONNECT) => Decision::Fail(HttpError::Local),
-        _ => decide(&live.snapshot, connection, &head, (leaves, draw), &mut record),
+        (_, HttpVersion::Http2, &Method::CONNECT) => Decision::Fail(HttpError::Local).into(),
+        _ => decide(&live, connection, &head, (leaves, draws), &mut record),
     };
-    let mut response = match decision {
+    let mut response = match decided.decision {
         Decision::Fail(error) => reply::failure(&error, false, grpc, record),
         Decision::Redirect(location, code, ops) => reply::redirect(&location, code, ops, record),
         Decision::Direct(direct, ops) => reply::direct(direct, ops, record),
-        Decision::Forward(plan) => {
-            // HTTP/1.0 has none: nobody takes them.
-            let early = if parts.version == Version::HTTP_10 { &Early::default() } else { early };
-            let flow = Flow { engine, connection, live: &live, plan: &plan, switch, grpc, early };
-            flow.forward(Request::from_parts(parts, body), authority, record, room).await
-        }
+        Decision::Preflight(headers, fault) => match injected(engine, fault, grpc, record).await {
+            Ok(record) => reply::preflight(headers, record),
+            Err(response) => *response,
+        },
+        Decision::Forward(plan) => match injected(engine, plan.fault, grpc, record).await {
+            Ok(record) => {
+                // HTTP/1.0 has none: nobody takes them.
+                let none = Early::default();
+                let early = if parts.version == Version::HTTP_10 { &none } else { early };
+                let flow =
+                    Flow { engine, connection, live: &live, plan: &plan, switch, grpc, early };
+                flow.forward(Request::from_parts(parts, body), authority, record, room).await
+            }
+            Err(response) => *response,
+        },
     };
+    if let Some((policy, origin)) = decided.cors {
+        cors::mark(policy, origin, response.headers_mut());
+    }
     if illegal || connection.shutdown.is_cancelled() {
         connection.close_after(&mut response);
     }
@@ -118,6 +114,26 @@ pub(super) async fn respond<C: Connect>(
         HttpVersion::Http2 => Version::HTTP_2,
     };
     response
+}
+
+/// Gives a request its fault: it waits, and goes on, or is answered here.
+async fn injected<C: Connect>(
+    engine: &Engine<C>,
+    fault: Option<&Fault>,
+    grpc: bool,
+    mut record: RequestRecord,
+) -> Result<RequestRecord, Box<Response<ResponseBody>>> {
+    let Some(fault) = fault else { return Ok(record) };
+    let draws = &engine.shared.draws;
+    let rolled = fault::roll(fault, (draws.next(), draws.next()));
+    if let Some(delay) = rolled.delay {
+        record.flag(ResponseFlag::DelayInjected);
+        tokio::time::sleep(delay).await;
+    }
+    match rolled.abort {
+        Some(abort) => Err(Box::new(reply::fault(abort, grpc, record))),
+        None => Ok(record),
+    }
 }
 
 /// Counts a request that could not be read; hyper has answered it with 400.
@@ -146,15 +162,15 @@ fn authority_of(parts: &Parts) -> Option<HeaderValue> {
 // === impl Flow ===
 
 /// What one request's forwarding reads.
-struct Flow<'a, C: Connect> {
-    engine: &'a Engine<C>,
-    connection: &'a Connection,
-    live: &'a Live,
-    plan: &'a Plan<'a>,
+pub(super) struct Flow<'a, C: Connect> {
+    pub(super) engine: &'a Engine<C>,
+    pub(super) connection: &'a Connection,
+    pub(super) live: &'a Arc<Live>,
+    pub(super) plan: &'a Plan<'a>,
     switch: Switch,
     grpc: bool,
     /// Where informational responses go.
-    early: &'a Early,
+    pub(super) early: &'a Early,
 }
 
 impl<C: Connect> Flow<'_, C> {
@@ -167,32 +183,42 @@ impl<C: Connect> Flow<'_, C> {
     ) -> Response<ResponseBody> {
         let (mut parts, body) = request.into_parts();
         let gate = self.gate(&mut parts);
-        let body = RequestBody::new(body, gate.clone(), &self.connection.last);
+        let mut body = RequestBody::new(body, gate.clone(), &self.connection.last);
         let progress = body.progress();
         if self.prepared(&mut parts, authority).is_none() {
             return reply::failure(&HttpError::Local, false, self.grpc, record);
         }
+        let balancer = self.balancer();
+        let in_flight = match &balancer {
+            Some(balancer) => match balancer.admit() {
+                Some(in_flight) => Some(in_flight),
+                None => return reply::failure(&HttpError::Overflow, false, self.grpc, record),
+            },
+            None => None,
+        };
+        let mut spare = self.shared(&parts, &mut body, gate.as_ref());
         if self.plan.version == HttpVersion::Http1 {
             body.frame(&mut parts.headers);
         }
+        if let Some(spare) = &mut spare {
+            spare.head(&parts);
+        }
         let mut deadline = self.plan.timeout.map(|timeout| progress.deadline(timeout));
-        let attempts = self.attempts(Request::from_parts(parts, body), &mut record);
-        let outcome = match &mut deadline {
-            None => attempts.await,
-            Some(deadline) => tokio::select! {
-                outcome = attempts => outcome,
-                () = deadline => Err(GaveUp { error: HttpError::Timeout, attempts: 1 }),
-            },
+        let limits = balancer.as_ref().and_then(Balancer::connections);
+        let attempts = Attempts {
+            flow: self,
+            balancer: balancer.as_ref(),
+            limits: limits.as_ref(),
+            progress: &progress,
         };
+        let request = Request::from_parts(parts, body);
+        let outcome = attempts.run(request, spare, &mut deadline, &mut record).await;
         match outcome {
             Err(mut gave_up) => {
                 if progress.is_broken() {
                     gave_up.error = HttpError::Malformed;
                 }
                 record.received(progress.bytes());
-                if gave_up.attempts > retry::RETRIES {
-                    record.flag(ResponseFlag::RetriesExhausted);
-                }
                 reply::failure(&gave_up.error, gave_up.attempts > 1, self.grpc, record)
             }
             Ok(answer) => {
@@ -204,10 +230,54 @@ impl<C: Connect> Flow<'_, C> {
                     gate,
                     deadline,
                     _room: room,
+                    _in_flight: in_flight,
                 };
                 self.answer(answer.response, held, answer.since)
             }
         }
+    }
+
+    /// Sees to it that the request can be sent again, if the route may want that, and sends copies to
+    /// mirrors.
+    fn shared(
+        &self,
+        parts: &Parts,
+        body: &mut RequestBody,
+        gate: Option<&Arc<Gate>>,
+    ) -> Option<Spare> {
+        // After a change of protocol there is no second attempt, and no copy.
+        let ordinary = self.switch == Switch::No;
+        let keep = ordinary && retry::keeps(self.plan.retries, self.grpc);
+        let copies = match self.plan.mirrors {
+            [] => None,
+            _ => ordinary.then(|| Copies::of(self)).flatten(),
+        };
+        if !keep && copies.is_none() {
+            return None;
+        }
+        let has_body = !body.is_end_stream();
+        let taps = copies.map_or_else(Vec::new, |copies| {
+            let size = has_body.then(|| body.size_hint());
+            copies.send(parts, size.as_ref())
+        });
+        let source = match keep || !taps.is_empty() {
+            true => body.share(keep, taps),
+            false => None,
+        };
+        keep.then(|| Spare::new(source, gate.cloned()))
+    }
+
+    /// The balancer of the chosen service; `None`: the client's address is the endpoint.
+    fn balancer(&self) -> Option<Balancer<'_>> {
+        let target = match &self.plan.destination {
+            Destination::Service(target) => target,
+            Destination::Dialled => return None,
+        };
+        if target.policy.load_balancer == LoadBalancer::Passthrough || target.service.is_dialled() {
+            return None;
+        }
+        let facts = &self.connection.facts;
+        Some(self.live.upstream(Ask::new(&facts.source, target, facts.destination)))
     }
 
     /// `Expect: 100-continue` goes on to an HTTP/1.1 endpoint, whose word opens the gate. HTTP/2
@@ -238,95 +308,26 @@ impl<C: Connect> Flow<'_, C> {
         form::prepare(parts, self.plan, authority, &from)
     }
 
-    /// Sends the request; if no connection can be made, to another endpoint, twice more.
-    async fn attempts(
-        &self,
-        mut request: Request<RequestBody>,
-        record: &mut RequestRecord,
-    ) -> Result<Answer, GaveUp> {
-        let mut tried: Vec<SocketAddr> = Vec::new();
-        let mut number = 0;
-        loop {
-            number += 1;
-            let gave_up = |error| GaveUp { error, attempts: number };
-            let (endpoint, active) =
-                self.pick(&tried).ok_or_else(|| gave_up(HttpError::NoHealthyUpstream))?;
-            record.upstream(&endpoint, self.engine.shared.client.mutual_tls(&endpoint));
-            headers::attempt(request.headers_mut(), number, self.plan.timeout);
-            let since = Instant::now();
-            let target = self.target(&endpoint);
-            match self.engine.shared.client.send(&target, request, self.early).await {
-                Ok((response, _)) if !self.is_legal(&response) => {
-                    return Err(gave_up(HttpError::Protocol));
-                }
-                Ok((response, lease)) => return Ok(Answer { response, lease, active, since }),
-                Err(SendError::Failed(error)) => return Err(gave_up(error)),
-                Err(SendError::Connect(ConnectError::Limit, _)) => {
-                    return Err(gave_up(HttpError::Overflow));
-                }
-                Err(SendError::Connect(error, unsent)) => {
-                    tracing::debug!(endpoint = %endpoint.address, %error, "connect failed");
-                    if number > retry::RETRIES {
-                        return Err(gave_up(HttpError::Connect(error)));
-                    }
-                    tried.push(endpoint.address);
-                    request = *unsent;
-                }
-            }
-            tokio::time::sleep(retry::back_off(number, self.engine.shared.draws.next())).await;
+    /// The policy of the destination.
+    pub(super) fn policy(&self) -> &TrafficPolicy {
+        match &self.plan.destination {
+            Destination::Service(target) => target.policy,
+            Destination::Dialled => TrafficPolicy::of_mesh(),
         }
-    }
-
-    fn target<'b>(&'b self, endpoint: &'b Endpoint) -> Target<'b> {
-        Target {
-            source: &self.connection.facts.source,
-            endpoint,
-            version: self.plan.version,
-            connect_timeout: match &self.plan.destination {
-                Destination::Service(target) => target.connect_timeout,
-                Destination::Dialled => CONNECT_TIMEOUT,
-            },
-        }
-    }
-
-    fn pick(&self, tried: &[SocketAddr]) -> Option<(Endpoint, Option<ActiveGuard>)> {
-        let facts = &self.connection.facts;
-        let target = match &self.plan.destination {
-            Destination::Service(target) if target.policy != LoadBalancer::Passthrough => target,
-            _ => return Some((self.dialled(), None)),
-        };
-        if target.service.kind == ServiceKind::Headless && tried.is_empty() {
-            // The client chose the pod.
-            let chosen = Live::endpoint_at(target.port, target.subset, facts.destination);
-            if let Some(endpoint) = chosen {
-                return Some((endpoint.clone(), None));
-            }
-        }
-        let picked = self.live.pick(&Ask {
-            source: &facts.source,
-            service: target.service,
-            port: target.port,
-            subset: target.subset,
-            policy: target.policy,
-            dialled: facts.destination,
-            tried,
-            draw: self.engine.shared.draws.next(),
-        })?;
-        Some((picked.endpoint, Some(picked.active)))
     }
 
     /// The address that the client dialled, with the pod behind it if it is one's.
-    fn dialled(&self) -> Endpoint {
+    pub(super) fn dialled(&self) -> Endpoint {
         let address = self.connection.facts.destination;
         let pod = self.live.snapshot.workloads_by_ip.get(&address.ip());
-        Endpoint { address, workload: pod.cloned(), readiness: Readiness::Ready }
+        Endpoint { address, workload: pod.cloned(), labels: None, readiness: Readiness::Ready }
     }
 
     // === answering ===
 
     /// Whether the head of an endpoint's answer may go on. Not so a change of protocol that nobody
     /// asked for.
-    fn is_legal(&self, response: &Response<Incoming>) -> bool {
+    pub(super) fn is_legal(&self, response: &Response<Incoming>) -> bool {
         let (status, headers) = (response.status(), response.headers());
         let goes_on = !status.is_informational() || self.switch.happens(status, headers);
         goes_on && strict::response(headers, self.plan.version)
@@ -348,6 +349,9 @@ impl<C: Connect> Flow<'_, C> {
         }
         for ops in self.plan.response_ops.into_iter().flatten() {
             headers::apply(ops, &mut head.headers);
+        }
+        if let Some(cookie) = &self.plan.key.cookie {
+            head.headers.append(SET_COOKIE, cookie.clone());
         }
         held.record.status(head.status);
         if let Some(status) = grpc_status(&head.headers) {

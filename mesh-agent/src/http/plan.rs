@@ -1,23 +1,29 @@
-//! What is to become of a request: routing and the destination's resolution. Pure but for the
-//! record, which it tells the service and the route.
+//! What is to become of a request: routing, rate limits and the destination's resolution. Nothing is
+//! done but that the record is told the service and the route, and that limits count.
 //!
 //! Invariant: everything in a plan is borrowed from the one snapshot that the request holds.
 //! Source: istio-surface 1.1 and 1.2.1. Not here: doing it (`outbound`).
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 
+use super::cors::{self, Verdict};
 use super::engine::ConnectionFacts;
 use super::error::HttpError;
+use super::rate::Limits;
 use super::router::{self, Head, Route, VirtualHost};
 use super::serve::{Connection, HttpVersion};
+use super::sticky::{self, Key, Sender};
 use super::{headers, redirect, rewrite};
+use crate::balance::{Draws, Live, choose_version, hash_of};
 use crate::model::{
-    Action, DirectResponse, Forward, HeaderOps, HttpMatch, HttpRule, LoadBalancer, Protocol,
-    Service, ServiceKind, ServicePort, Snapshot, Subset, TrafficPolicy, WeightedDestination,
+    Action, Cors, DirectResponse, Fault, Forward, FoundDestination, HeaderOps, HttpMatch, HttpRule,
+    Mirror, NamedDestination, Protocol, RetryPolicy, Service, ServiceKind, ServiceTarget, Snapshot,
+    WeightedDestination,
 };
 use crate::telemetry::RequestRecord;
 
@@ -30,15 +36,6 @@ pub(super) enum Destination<'a> {
     Dialled,
 }
 
-#[derive(Clone, Copy)]
-pub(super) struct ServiceTarget<'a> {
-    pub(super) service: &'a Arc<Service>,
-    pub(super) port: &'a ServicePort,
-    pub(super) subset: Option<&'a Subset>,
-    pub(super) policy: LoadBalancer,
-    pub(super) connect_timeout: Duration,
-}
-
 /// Everything that the rule says about a request that goes on.
 pub(super) struct Plan<'a> {
     pub(super) destination: Destination<'a>,
@@ -48,6 +45,14 @@ pub(super) struct Plan<'a> {
     pub(super) path: Option<PathAndQuery>,
     pub(super) authority: Option<&'a HeaderValue>,
     pub(super) timeout: Option<Duration>,
+    pub(super) retries: &'a RetryPolicy,
+    /// Where copies go.
+    pub(super) mirrors: &'a [Mirror],
+    /// The service port that the client addressed.
+    pub(super) addressed: u16,
+    pub(super) fault: Option<&'a Fault>,
+    /// The request's key under consistent hashing.
+    pub(super) key: Key,
     pub(super) version: HttpVersion,
     /// No rule and no service: the request's target stays in the form that it has.
     pub(super) untouched: bool,
@@ -56,60 +61,124 @@ pub(super) struct Plan<'a> {
 /// What was decided about a request's head.
 pub(super) enum Decision<'a> {
     Forward(Box<Plan<'a>>),
+    /// CORS: answered here with these headers, after the fault.
+    Preflight(HeaderMap, Option<&'a Fault>),
     Redirect(String, StatusCode, &'a HeaderOps),
     Direct(&'a DirectResponse, &'a HeaderOps),
     Fail(HttpError),
 }
 
-/// Routes a request and resolves its destination. Pure but for the record.
+/// Envoy's name of the route that Istio makes where only known hosts may be reached
+/// (istio-surface 2.1).
+const BLOCK_ALL: &str = "block_all";
+static BLOCKED: DirectResponse =
+    DirectResponse { status: StatusCode::BAD_GATEWAY, body: Bytes::new() };
+static NOTHING: HeaderOps = HeaderOps { set: Vec::new(), add: Vec::new(), remove: Vec::new() };
+
+/// What was decided, and how the answer is marked for pages of another origin.
+pub(super) struct Decided<'a> {
+    pub(super) decision: Decision<'a>,
+    pub(super) cors: Option<(&'a Cors, HeaderValue)>,
+}
+
+impl<'a> From<Decision<'a>> for Decided<'a> {
+    fn from(decision: Decision<'a>) -> Self {
+        Self { decision, cors: None }
+    }
+}
+
+/// Routes a request and resolves its destination, unless a rate limit refuses it.
 pub(super) fn decide<'a>(
-    snapshot: &'a Snapshot,
+    live: &'a Live,
     connection: &Connection,
     head: &Head<'_>,
-    (upgrade, draw): (bool, u64),
+    (upgrade, draws): (bool, &Draws),
     record: &mut RequestRecord,
-) -> Decision<'a> {
-    let facts = &connection.facts;
+) -> Decided<'a> {
+    let (snapshot, facts) = (&*live.snapshot, &connection.facts);
     let found = router::virtual_host(snapshot, &facts.source, facts.destination, head.authority);
     let Some(host) = found else {
-        return Decision::Forward(Box::new(Plan {
-            untouched: true,
-            ..Plan::to(Destination::Dialled, connection.version)
-        }));
+        if snapshot.blocks(facts.destination) {
+            record.route(BLOCK_ALL, None);
+            return Decision::Direct(&BLOCKED, &NOTHING).into();
+        }
+        let plan = Plan::to(Destination::Dialled, connection.version);
+        return Decision::Forward(Box::new(Plan { untouched: true, ..plan })).into();
     };
     if let Some(service) = host.service {
         record.service(service);
     }
-    let resolved = match router::route(&host, &facts.source, head) {
-        Route::NoRule => return Decision::Fail(HttpError::NoRoute),
-        Route::Service(service) => own_service(snapshot, facts, service, &host)
-            .map(|destination| Plan::to(destination, connection.version)),
+    let route = router::route(&host, &facts.source, head);
+    let rule = match route {
         Route::Rule(rule, entry) => {
             record.route(&rule.name, entry.map(|entry| &*entry.name));
-            match &rule.action {
-                Action::Redirect(redirect) => {
-                    // A client that names no host (HTTP/1.0) knows the address.
-                    let dialled = facts.destination.to_string();
-                    let authority = Some(head.authority).filter(|named| !named.is_empty());
-                    let head = Head { authority: authority.unwrap_or(&dialled), ..*head };
-                    let location = redirect::location(redirect, entry, &head, host.port);
-                    return Decision::Redirect(location, redirect.code, &rule.response_headers);
-                }
-                Action::Direct(direct) => {
-                    return Decision::Direct(direct, &rule.response_headers);
-                }
-                Action::Forward(forward) => {
-                    let to = Matched { rule, forward, entry, draw };
-                    planned(snapshot, connection, head, &host, &to)
-                }
-            }
+            Some(rule)
+        }
+        Route::Service(_) | Route::NoRule => None,
+    };
+    let (addressed, port) = (host.service, host.port);
+    let limits = Limits { live, source: &facts.source, head, addressed, port, rule };
+    if !limits.let_in(record) {
+        return Decision::Fail(HttpError::RateLimited).into();
+    }
+    let matched = match route {
+        Route::NoRule => return Decision::Fail(HttpError::NoRoute).into(),
+        Route::Service(service) => {
+            let destination = own_service(snapshot, facts, service, &host);
+            let plan = destination.map(|to| Plan {
+                key: key_at(to, facts, head, draws),
+                ..Plan::to(to, connection.version)
+            });
+            return forward(plan, connection, upgrade, &limits, record).into();
+        }
+        Route::Rule(rule, entry) => Matched { rule, entry },
+    };
+    let verdict = matched
+        .rule
+        .cors
+        .as_deref()
+        .map(|policy| (policy, cors::judge(policy, head.method, head.headers)));
+    let cors = match verdict {
+        Some((_, Verdict::Preflight(headers))) => {
+            return Decision::Preflight(headers, matched.rule.fault.as_deref()).into();
+        }
+        Some((policy, Verdict::Allowed(origin))) => Some((policy, origin)),
+        _ => None,
+    };
+    let decision = match &matched.rule.action {
+        Action::Redirect(redirect) => {
+            // A client that names no host (HTTP/1.0) knows the address.
+            let dialled = facts.destination.to_string();
+            let authority = Some(head.authority).filter(|named| !named.is_empty());
+            let head = Head { authority: authority.unwrap_or(&dialled), ..*head };
+            let location = redirect::location(redirect, matched.entry, &head, host.port);
+            Decision::Redirect(location, redirect.code, &matched.rule.response_headers)
+        }
+        Action::Direct(direct) => Decision::Direct(direct, &matched.rule.response_headers),
+        Action::Forward(to) => {
+            let plan = planned(snapshot, connection, head, (&host, &matched, to), draws);
+            forward(plan, connection, upgrade, &limits, record)
         }
     };
-    match resolved {
+    Decided { decision, cors }
+}
+
+/// A plan in the version that its destination speaks.
+fn forward<'a>(
+    plan: Result<Plan<'a>, HttpError>,
+    connection: &Connection,
+    upgrade: bool,
+    limits: &Limits<'_>,
+    record: &mut RequestRecord,
+) -> Decision<'a> {
+    match plan {
         Ok(mut plan) => {
             if let Destination::Service(target) = &plan.destination {
                 record.service(target.service);
-                plan.version = upstream_version(target.port.protocol, connection.version, upgrade);
+                if !limits.let_on(target.service, record) {
+                    return Decision::Fail(HttpError::RateLimited);
+                }
+                plan.version = upstream_version(target, connection.version, upgrade);
             }
             Decision::Forward(Box::new(plan))
         }
@@ -117,58 +186,91 @@ pub(super) fn decide<'a>(
     }
 }
 
-/// A rule that forwards, with what else its plan is made from.
+/// A rule that holds, and the entry of it that matched.
 struct Matched<'a> {
     rule: &'a HttpRule,
-    forward: &'a Forward,
     entry: Option<&'a HttpMatch>,
-    draw: u64,
 }
 
 fn planned<'a>(
     snapshot: &'a Snapshot,
     connection: &Connection,
     head: &Head<'_>,
-    host: &VirtualHost<'a>,
-    to: &Matched<'a>,
+    (host, matched, forward): (&VirtualHost<'a>, &Matched<'a>, &'a Forward),
+    draws: &Draws,
 ) -> Result<Plan<'a>, HttpError> {
-    let forward = to.forward;
-    let chosen = router::destination(forward, to.draw).ok_or(HttpError::NoCluster)?;
-    let destination = named_service(snapshot, &connection.facts, chosen, host.port)?;
+    let facts = &connection.facts;
+    let (chosen, key) = chosen(snapshot, facts, head, (forward, host.port), draws)?;
+    let destination = named_service(snapshot, facts, &chosen.into(), host.port)?;
     let path = match &forward.rewrite.path {
-        Some(path) => Some(rewrite::rewritten(path, to.entry, head.uri).ok_or(HttpError::Local)?),
+        Some(path) => {
+            Some(rewrite::rewritten(path, matched.entry, head.uri).ok_or(HttpError::Local)?)
+        }
         None => None,
     };
     Ok(Plan {
-        request_ops: [Some(&to.rule.request_headers), Some(&chosen.request_headers)],
-        response_ops: [Some(&to.rule.response_headers), Some(&chosen.response_headers)],
+        request_ops: [Some(&matched.rule.request_headers), Some(&chosen.request_headers)],
+        response_ops: [Some(&matched.rule.response_headers), Some(&chosen.response_headers)],
         path,
         authority: forward.rewrite.authority.as_ref().or(chosen.authority.as_ref()),
         timeout: headers::timeout(forward.timeout, head.headers),
+        retries: &forward.retries,
+        mirrors: &forward.mirrors,
+        addressed: host.port,
+        fault: matched.rule.fault.as_deref(),
+        key: key.unwrap_or_else(|| key_at(destination, facts, head, draws)),
         ..Plan::to(destination, connection.version)
     })
 }
 
-/// The service that a rule names.
-fn named_service<'a>(
+/// Chooses among weighted destinations. Where the policy of the first one hashes, the request's key
+/// decides (a sticky canary), else a draw does.
+fn chosen<'a>(
     snapshot: &'a Snapshot,
     facts: &ConnectionFacts,
-    chosen: &'a WeightedDestination,
+    head: &Head<'_>,
+    (forward, addressed): (&'a Forward, u16),
+    draws: &Draws,
+) -> Result<(&'a WeightedDestination, Option<Key>), HttpError> {
+    if let [first, _, ..] = &*forward.destinations
+        && let Ok(to) = named_service(snapshot, facts, &first.into(), addressed)
+    {
+        let key = key_at(to, facts, head, draws);
+        if let Some(hash) = key.hash {
+            let versions = forward.destinations.iter();
+            let versions = versions.map(|version| (version_id(version), version.weight));
+            let at = choose_version(hash, versions).unwrap_or(0);
+            let version = forward.destinations.get(at).ok_or(HttpError::NoCluster)?;
+            return Ok((version, Some(key)));
+        }
+    }
+    let drawn = router::destination(forward, draws.next()).ok_or(HttpError::NoCluster)?;
+    Ok((drawn, None))
+}
+
+/// What a version is told apart by, whatever its place in the list.
+fn version_id(version: &WeightedDestination) -> u64 {
+    let subset = version.subset.as_deref().unwrap_or_default();
+    hash_of(format!("{}|{subset}|{}", version.host, version.port.unwrap_or(0)).as_bytes())
+}
+
+/// The request's key, if the destination's policy hashes.
+fn key_at(to: Destination<'_>, facts: &ConnectionFacts, head: &Head<'_>, draws: &Draws) -> Key {
+    let Destination::Service(target) = to else { return Key::default() };
+    let Some(by) = &target.policy.hash_key else { return Key::default() };
+    let sender = Sender { headers: head.headers, query: head.uri.query(), ip: facts.peer.ip() };
+    sticky::key(by, &sender, || (draws.next(), draws.next()))
+}
+
+/// The service that a rule names. `addressed`: the port that the client did.
+pub(super) fn named_service<'a>(
+    snapshot: &'a Snapshot,
+    facts: &ConnectionFacts,
+    named: &NamedDestination<'_>,
     addressed: u16,
 ) -> Result<Destination<'a>, HttpError> {
-    let key = chosen.service.as_ref().ok_or(HttpError::NoCluster)?;
-    let service = snapshot.services.get(key).ok_or(HttpError::NoCluster)?;
-    let port = match (chosen.port, &*service.ports) {
-        (Some(port), _) => port,
-        (None, [only]) => only.port,
-        (None, _) => addressed,
-    };
-    let namespace = &*facts.source.name.namespace;
-    let subset = match &chosen.subset {
-        Some(name) => Some(snapshot.subset(service, namespace, name).ok_or(HttpError::NoCluster)?),
-        None => None,
-    };
-    to_service(snapshot, facts, (service, port), subset)
+    let found = snapshot.named(named, facts.source.client(), addressed);
+    to_service(snapshot, facts, found.ok_or(HttpError::NoCluster)?)
 }
 
 /// The service that was addressed, where no VirtualService says otherwise.
@@ -178,42 +280,41 @@ fn own_service<'a>(
     service: &'a Arc<Service>,
     host: &VirtualHost<'a>,
 ) -> Result<Destination<'a>, HttpError> {
-    to_service(snapshot, facts, (service, host.port), None)
+    to_service(snapshot, facts, (service, host.port, None))
 }
 
 fn to_service<'a>(
     snapshot: &'a Snapshot,
     facts: &ConnectionFacts,
-    (service, port): (&'a Arc<Service>, u16),
-    subset: Option<&'a Subset>,
+    found: FoundDestination<'a>,
 ) -> Result<Destination<'a>, HttpError> {
-    if matches!(service.kind, ServiceKind::ExternalName(_)) {
+    if matches!(found.0.kind, ServiceKind::ExternalName(_)) {
         // Resolved by the client, who dialled the address.
         return Ok(Destination::Dialled);
     }
-    let port = service.port(port).ok_or(HttpError::NoCluster)?;
-    let rule = snapshot.destination_rule(service, &facts.source.name.namespace);
-    let default = TrafficPolicy::default();
-    let policy = rule.map_or(&default, |rule| rule.policy(subset, port.port));
-    Ok(Destination::Service(ServiceTarget {
-        service,
-        port,
-        subset,
-        policy: policy.load_balancer,
-        connect_timeout: policy.connect_timeout,
-    }))
+    let target = snapshot.target(found, facts.source.client());
+    target.map(Destination::Service).ok_or(HttpError::NoCluster)
 }
 
-/// What is spoken to an endpoint: what its port declares; on an undeclared port what the client
-/// speaks. An upgrade is HTTP/1.1's.
-fn upstream_version(protocol: Protocol, client: HttpVersion, upgrade: bool) -> HttpVersion {
-    match protocol {
-        Protocol::Http => HttpVersion::Http1,
-        Protocol::Http2 | Protocol::Grpc if upgrade => HttpVersion::Http1,
-        Protocol::Http2 | Protocol::Grpc => HttpVersion::Http2,
+/// What is spoken to an endpoint: what its port declares or the policy asks for; on an undeclared
+/// port what the client speaks. An upgrade is HTTP/1.1's.
+pub(super) fn upstream_version(
+    target: &ServiceTarget<'_>,
+    client: HttpVersion,
+    upgrade: bool,
+) -> HttpVersion {
+    let pool = &target.policy.pool;
+    match target.port.protocol {
         Protocol::Detect | Protocol::Tcp | Protocol::Tls => client,
+        _ if upgrade => HttpVersion::Http1,
+        _ if pool.use_client_protocol => client,
+        Protocol::Http if pool.upgrade_to_http2 => HttpVersion::Http2,
+        Protocol::Http => HttpVersion::Http1,
+        Protocol::Http2 | Protocol::Grpc => HttpVersion::Http2,
     }
 }
+
+static RETRIES: LazyLock<RetryPolicy> = LazyLock::new(RetryPolicy::default);
 
 impl<'a> Plan<'a> {
     fn to(destination: Destination<'a>, version: HttpVersion) -> Self {
@@ -224,6 +325,11 @@ impl<'a> Plan<'a> {
             path: None,
             authority: None,
             timeout: None,
+            retries: &RETRIES,
+            mirrors: &[],
+            addressed: 0,
+            fault: None,
+            key: Key::default(),
             version,
             untouched: false,
         }

@@ -14,12 +14,14 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use hyper::client::conn::http1;
 use rustc_hash::FxHashMap;
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::{Mutex, Notify, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::body::RequestBody;
 use super::connect::{ByteStream, ConnectError};
+use super::request_body::RequestBody;
+use crate::balance::{Connections, OpenPermit};
+use crate::model::{ConnectionPool, Endpoint, Workload};
 
 /// Idle HTTP/1 connections kept per key; above it a connection is closed after its request.
 const MAX_IDLE: usize = 128;
@@ -42,6 +44,33 @@ pub(super) struct PoolKey {
     pub(super) destination: Option<Arc<str>>,
     /// Whether the pod took tunnels: plaintext must not be used once it does.
     pub(super) enrolled: bool,
+    /// The upstream whose limits count the connection, if it has some.
+    upstream: Option<usize>,
+}
+
+/// What a destination's policy says about a connection, as it was when it was last used.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    /// How long it may idle.
+    idle: Duration,
+    /// Requests that it may serve; 0: any number.
+    requests: u32,
+}
+
+/// A connection's place among those of a limited upstream. Dropped, it makes room for who waits.
+#[derive(Debug)]
+pub(super) struct Place {
+    limited: Rc<Limited>,
+    _permit: OpenPermit,
+}
+
+/// The connections of one key whose upstream is limited.
+#[derive(Debug, Default)]
+pub(super) struct Limited {
+    /// How many there are, at work and idle.
+    open: Cell<usize>,
+    /// Tells one who waits that a connection idles, or has gone.
+    pub(super) freed: Notify,
 }
 
 /// An HTTP/1 connection.
@@ -54,6 +83,10 @@ pub(super) struct Http1 {
     pub(super) wanted: Rc<Cell<bool>>,
     /// Cancelled when what carries it is to end.
     pub(super) retired: Option<CancellationToken>,
+    pub(super) terms: Terms,
+    pub(super) place: Option<Place>,
+    /// Requests that it has been given.
+    pub(super) served: u32,
 }
 
 /// A byte stream after an upgrade, and what was read of it already.
@@ -67,6 +100,7 @@ pub(super) struct Upgraded {
 pub(super) struct Http2 {
     pub(super) sender: SendRequest<Bytes>,
     pub(super) load: Rc<Load>,
+    pub(super) _place: Option<Rc<Place>>,
 }
 
 /// How busy an HTTP/2 connection is.
@@ -79,6 +113,8 @@ pub(super) struct Load {
     /// The connection has ended, or takes no more streams.
     pub(super) closed: Cell<bool>,
     idle_since: Cell<Instant>,
+    terms: Cell<Terms>,
+    served: Cell<u32>,
 }
 
 /// One stream's place on an HTTP/2 connection. Dropped before its response is complete, it ends the
@@ -106,6 +142,7 @@ pub(super) struct Shared {
 pub(super) struct Pool {
     http1: RefCell<FxHashMap<PoolKey, Vec<(Http1, Instant)>>>,
     http2: RefCell<FxHashMap<PoolKey, Rc<Shared>>>,
+    limited: RefCell<FxHashMap<PoolKey, Rc<Limited>>>,
 }
 
 /// A response's hold on its connection.
@@ -129,17 +166,57 @@ impl std::fmt::Debug for Upgraded {
 impl Http1 {
     fn is_usable(&self) -> bool {
         let retired = self.retired.as_ref().is_some_and(CancellationToken::is_cancelled);
-        !retired && !self.sender.is_closed()
+        !retired && !self.sender.is_closed() && !self.terms.are_up(self.served)
+    }
+}
+
+// === impl Terms ===
+
+impl Terms {
+    pub(super) fn of(policy: &ConnectionPool) -> Self {
+        let idle = policy.http_idle_timeout.unwrap_or(IDLE);
+        Self { idle, requests: policy.max_requests_per_connection }
+    }
+
+    fn are_up(self, served: u32) -> bool {
+        self.requests != 0 && served >= self.requests
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    pub(super) fn new(limited: Rc<Limited>, permit: OpenPermit) -> Self {
+        limited.open.set(limited.open.get() + 1);
+        Self { limited, _permit: permit }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.limited.open.set(self.limited.open.get() - 1);
+        self.limited.freed.notify_one();
+    }
+}
+
+// === impl Limited ===
+
+impl Limited {
+    /// Whether there is none: then one may be opened above the limit, as Envoy allows each of its
+    /// hosts' pools one. Else a worker might wait for ever for the connections of others.
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.get() == 0
     }
 }
 
 // === impl Pool ===
 
 impl Pool {
-    /// The connection of this key that was used last, if one is alive.
-    pub(super) async fn take(&self, key: &PoolKey) -> Option<Http1> {
+    /// The connection of this key that was used last, if one is alive. The policy of now holds for it.
+    pub(super) async fn take(&self, key: &PoolKey, terms: Terms) -> Option<Http1> {
         loop {
             let (mut connection, _) = self.http1.borrow_mut().get_mut(key)?.pop()?;
+            connection.terms = terms;
             // Its task may still have to see that the last response is complete.
             if connection.is_usable() && connection.sender.ready().await.is_ok() {
                 return Some(connection);
@@ -152,10 +229,19 @@ impl Pool {
             return;
         }
         let mut pool = self.http1.borrow_mut();
+        let limited = connection.place.as_ref().map(|place| Rc::clone(&place.limited));
         let idle = pool.entry(key).or_default();
         if idle.len() < MAX_IDLE {
             idle.push((connection, Instant::now()));
         }
+        if let Some(limited) = limited {
+            limited.freed.notify_one();
+        }
+    }
+
+    /// The count of this key's connections, for an upstream with limits.
+    pub(super) fn limited(&self, key: &PoolKey) -> Rc<Limited> {
+        Rc::clone(self.limited.borrow_mut().entry(key.clone()).or_default())
     }
 
     pub(super) fn shared(&self, key: &PoolKey) -> Rc<Shared> {
@@ -177,20 +263,21 @@ impl Pool {
     pub(super) fn sweep(&self, now: Instant) {
         self.http1.borrow_mut().retain(|_, idle| {
             idle.retain(|(connection, since)| {
-                connection.is_usable() && now.duration_since(*since) < IDLE
+                connection.is_usable() && now.duration_since(*since) < connection.terms.idle
             });
             !idle.is_empty()
         });
         self.http2.borrow_mut().retain(|_, shared| {
             shared.connections.borrow_mut().retain(|connection| {
                 let load = &connection.load;
-                let idle =
-                    load.active.get() == 0 && now.duration_since(load.idle_since.get()) >= IDLE;
-                !connection.load.closed.get() && !idle
+                let idle = load.active.get() == 0
+                    && now.duration_since(load.idle_since.get()) >= load.terms.get().idle;
+                !load.closed.get() && !idle
             });
             // Somebody else holds it: he is about to open a connection.
             !shared.connections.borrow().is_empty() || Rc::strong_count(shared) > 1
         });
+        self.limited.borrow_mut().retain(|_, limited| Rc::strong_count(limited) > 1);
     }
 
     /// How many connections there are, HTTP/1 (idle) and HTTP/2.
@@ -206,13 +293,28 @@ impl Pool {
 
 impl Shared {
     /// The least busy living connection, if it has room or no further one may be opened.
-    pub(super) fn take(&self) -> Option<(Http2, StreamGuard)> {
-        self.forget_closed();
+    pub(super) fn take(&self, terms: Terms) -> Option<(Http2, StreamGuard)> {
+        self.forget_used_up(terms);
         let connections = self.connections.borrow();
         let full = connections.len() >= MAX_HTTP2;
         let best = connections.iter().min_by_key(|connection| connection.load.active.get())?;
         let room = best.load.active.get() < best.load.most.get();
-        (room || full).then(|| (best.clone(), StreamGuard::new(&best.load)))
+        (room || full).then(|| best.take(terms))
+    }
+
+    /// The least busy living connection, however busy.
+    pub(super) fn queue(&self, terms: Terms) -> Option<(Http2, StreamGuard)> {
+        self.forget_used_up(terms);
+        let connections = self.connections.borrow();
+        connections.iter().min_by_key(|one| one.load.active.get()).map(|one| one.take(terms))
+    }
+
+    fn forget_used_up(&self, terms: Terms) {
+        for connection in self.connections.borrow().iter() {
+            let load = &connection.load;
+            load.closed.set(load.closed.get() || terms.are_up(load.served.get()));
+        }
+        self.forget_closed();
     }
 
     /// Lets go of connections that take no more streams; those on them go on.
@@ -221,9 +323,9 @@ impl Shared {
     }
 
     pub(super) fn add(&self, connection: Http2) -> (Http2, StreamGuard) {
-        let guard = StreamGuard::new(&connection.load);
         self.connections.borrow_mut().push(connection.clone());
-        (connection, guard)
+        let terms = connection.load.terms.get();
+        connection.take(terms)
     }
 
     /// The number of failures so far: to be remembered before waiting.
@@ -243,14 +345,30 @@ impl Shared {
     }
 }
 
+// === impl Http2 ===
+
+impl Http2 {
+    /// A place on it. After the last request that its terms allow it takes no more.
+    fn take(&self, terms: Terms) -> (Self, StreamGuard) {
+        let load = &self.load;
+        load.terms.set(terms);
+        load.served.set(load.served.get().saturating_add(1));
+        if terms.are_up(load.served.get()) {
+            load.closed.set(true);
+        }
+        (self.clone(), StreamGuard::new(load))
+    }
+}
+
 // === impl Load ===
 
 impl Load {
     /// A new connection; `most` holds until the peer's settings are known.
-    pub(super) fn new(most: usize) -> Rc<Self> {
+    pub(super) fn new(most: usize, terms: Terms) -> Rc<Self> {
         let idle_since = Cell::new(Instant::now());
-        let (active, closed) = (Cell::new(0), Cell::new(false));
-        Rc::new(Self { active, most: Cell::new(most), closed, idle_since })
+        let (active, closed, served) = (Cell::new(0), Cell::new(false), Cell::new(0));
+        let (most, terms) = (Cell::new(most), Cell::new(terms));
+        Rc::new(Self { active, most, closed, idle_since, terms, served })
     }
 }
 
@@ -291,9 +409,15 @@ impl Lease {
 }
 
 impl PoolKey {
-    pub(super) fn new(source: &crate::model::Workload, endpoint: &crate::model::Endpoint) -> Self {
+    /// `limits`: those of the upstream, if it has some.
+    pub(super) fn new(
+        source: &Workload,
+        endpoint: &Endpoint,
+        limits: Option<&Connections>,
+    ) -> Self {
         let pod = endpoint.workload.as_ref();
         Self {
+            upstream: limits.map(Connections::id),
             source: Arc::clone(&source.uid),
             address: endpoint.address,
             destination: pod.map(|pod| Arc::clone(&pod.uid)),

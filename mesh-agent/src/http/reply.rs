@@ -3,14 +3,17 @@
 //! Invariant: a gRPC client gets a gRPC status, never an HTTP error page (istio-surface 2.1).
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, LOCATION};
+use http::header::{CONTENT_TYPE, HeaderName, LOCATION};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::body::ResponseBody;
 use super::error::HttpError;
 use super::headers::name_server;
-use crate::model::{DirectResponse, HeaderOps};
-use crate::telemetry::RequestRecord;
+use crate::model::{DirectResponse, FaultAbort, HeaderOps};
+use crate::telemetry::{RequestRecord, ResponseFlag};
+
+/// Tells a client that a limit was reached, and not the service.
+const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 
 /// The answer to a request that failed here; `retried`: more than one attempt was made.
 pub(super) fn failure(
@@ -22,10 +25,36 @@ pub(super) fn failure(
     record.flag(error.flag());
     record.details(&error.details());
     let body = error.body(retried);
-    match grpc {
-        true => grpc_reply(error.status(), &body, record),
+    let mut response = match grpc {
+        true => grpc_reply(grpc_code(error.status()), &body, record),
         false => plain(error.status(), body.into(), HeaderMap::new(), record),
+    };
+    if error.flag() == ResponseFlag::UpstreamOverflow {
+        response.headers_mut().insert(OVERLOADED, HeaderValue::from_static("true"));
     }
+    response
+}
+
+/// `http[].fault.abort`, in Envoy's words.
+pub(super) fn fault(
+    abort: FaultAbort,
+    grpc: bool,
+    mut record: RequestRecord,
+) -> Response<ResponseBody> {
+    const BODY: &str = "fault filter abort";
+    record.flag(ResponseFlag::FaultInjected);
+    record.details("fault_filter_abort");
+    match abort {
+        FaultAbort::Grpc(code) => grpc_reply(code, BODY, record),
+        FaultAbort::Http(status) if grpc => grpc_reply(grpc_code(status), BODY, record),
+        FaultAbort::Http(status) => plain(status, BODY.into(), HeaderMap::new(), record),
+    }
+}
+
+/// A preflight that is answered here.
+pub(super) fn preflight(headers: HeaderMap, mut record: RequestRecord) -> Response<ResponseBody> {
+    record.details("cors_preflight");
+    plain(StatusCode::OK, Bytes::new(), headers, record)
 }
 
 /// `http[].directResponse`.
@@ -77,12 +106,8 @@ fn plain(
 }
 
 /// Trailers only: HTTP 200, the status in the head.
-fn grpc_reply(
-    status: StatusCode,
-    message: &str,
-    mut record: RequestRecord,
-) -> Response<ResponseBody> {
-    let status = HeaderValue::from(grpc_code(status));
+fn grpc_reply(code: u16, message: &str, mut record: RequestRecord) -> Response<ResponseBody> {
+    let status = HeaderValue::from(code);
     record.status(StatusCode::OK);
     record.grpc_status(&status);
     let mut response = Response::new(ResponseBody::here(Bytes::new(), record));

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, Method, Uri};
 
-use crate::balance::share;
+use crate::balance::by_weight;
 use crate::model::{
     Forward, HttpMatch, HttpRule, KeyMatch, Service, ServiceKind, Snapshot, StringMatch,
     VirtualService, WeightedDestination, Workload, path_of,
@@ -69,15 +69,18 @@ pub fn virtual_host<'a>(
     let host = host_of(authority);
     let named = service_named(snapshot, namespace, &host);
     if let Some((service, port)) = named.and_then(|named| visible(snapshot, named, dialled)) {
-        return Some(host_for(snapshot, namespace, service, port));
+        return Some(host_for(snapshot, namespace, &host, (service, port)));
     }
     let foreign = named.is_none() && dialled.port() == FOREIGN_HOST_PORT && !host.is_empty();
-    if foreign && let Some(found) = snapshot.virtual_service(&host, namespace) {
+    if foreign
+        && !snapshot.external.is_awaited(&host, namespace)
+        && let Some(found) = snapshot.virtual_service(&host, namespace)
+    {
         let virtual_service = Some(found);
         return Some(VirtualHost { service: None, virtual_service, port: dialled.port() });
     }
-    let (service, port) = dialled_service(snapshot, dialled)?;
-    Some(host_for(snapshot, namespace, service, port))
+    let found = snapshot.dialled_service(dialled, namespace)?;
+    Some(host_for(snapshot, namespace, &host, found))
 }
 
 /// The rule for a request in a virtual host.
@@ -87,7 +90,7 @@ pub fn route<'a>(host: &VirtualHost<'a>, source: &Workload, head: &Head<'_>) -> 
         (None, Some(service)) => Route::Service(service),
         (None, None) => Route::NoRule,
         (Some(rules), _) => rules
-            .iter()
+            .of_path(path_of(head.uri))
             .find_map(|rule| matching(rule, source, head, host.port))
             .map_or(Route::NoRule, |(rule, entry)| Route::Rule(rule, entry)),
     }
@@ -95,27 +98,18 @@ pub fn route<'a>(host: &VirtualHost<'a>, source: &Workload, head: &Head<'_>) -> 
 
 /// Chooses a destination by weight. `None` only if there is none.
 pub(super) fn destination(forward: &Forward, draw: u64) -> Option<&WeightedDestination> {
-    let mut at = share(draw, u64::from(forward.total_weight));
-    for destination in &forward.destinations {
-        let weight = u64::from(destination.weight);
-        if at < weight {
-            return Some(destination);
-        }
-        at -= weight;
-    }
-    // A single destination takes everything even with weight 0.
-    forward.destinations.first()
+    by_weight(&forward.destinations, forward.total_weight, draw)
 }
 
 fn host_for<'a>(
     snapshot: &'a Snapshot,
     namespace: &str,
-    service: &'a Arc<Service>,
-    port: u16,
+    host: &str,
+    (service, port): (&'a Arc<Service>, u16),
 ) -> VirtualHost<'a> {
     VirtualHost {
         service: Some(service),
-        virtual_service: snapshot.virtual_service(&service.hostname, namespace),
+        virtual_service: snapshot.virtual_service(service.name_for(host), namespace),
         port,
     }
 }
@@ -134,15 +128,25 @@ fn host_of(authority: &str) -> Cow<'_, str> {
     }
 }
 
-/// The service that `host` means to a client in `namespace`: full name, `name.namespace.svc`,
-/// `name.namespace`, `name` (own namespace), or a virtual address.
+/// The service that `host` means to a client in `namespace`; wildcards of `ServiceEntry` objects come
+/// last.
 fn service_named<'a>(
     snapshot: &'a Snapshot,
     namespace: &str,
     host: &str,
 ) -> Option<&'a Arc<Service>> {
-    if let Some(found) = snapshot.service_by_host(host) {
-        return Some(resolve_alias(snapshot, found));
+    let named = named_in_full_or_short(snapshot, namespace, host);
+    named.or_else(|| snapshot.external.covering(host, namespace))
+}
+
+/// Full name, `name.namespace.svc`, `name.namespace`, `name` (own namespace), or a virtual address.
+fn named_in_full_or_short<'a>(
+    snapshot: &'a Snapshot,
+    namespace: &str,
+    host: &str,
+) -> Option<&'a Arc<Service>> {
+    if let Some(found) = snapshot.service_for(host, namespace) {
+        return Some(resolve_alias(snapshot, namespace, found));
     }
     let mut labels = host.split('.');
     let (name, second, third) = (labels.next()?, labels.next(), labels.next());
@@ -157,15 +161,21 @@ fn service_named<'a>(
     let full = format!("{name}.{namespace}.svc.{}", snapshot.mesh.cluster_domain);
     let found = snapshot.service_by_host(&full);
     found
-        .map(|found| resolve_alias(snapshot, found))
+        .map(|found| resolve_alias(snapshot, namespace, found))
         .or_else(|| host.parse::<IpAddr>().ok().and_then(|ip| snapshot.services_by_ip.get(&ip)))
 }
 
 /// An `ExternalName` that names a service of the mesh is that service.
-fn resolve_alias<'a>(snapshot: &'a Snapshot, service: &'a Arc<Service>) -> &'a Arc<Service> {
+fn resolve_alias<'a>(
+    snapshot: &'a Snapshot,
+    namespace: &str,
+    service: &'a Arc<Service>,
+) -> &'a Arc<Service> {
     match &service.kind {
-        ServiceKind::ExternalName(target) => snapshot.service_by_host(target).unwrap_or(service),
-        ServiceKind::ClusterIp | ServiceKind::Headless => service,
+        ServiceKind::ExternalName(target) => {
+            snapshot.service_for(target, namespace).unwrap_or(service)
+        }
+        ServiceKind::ClusterIp | ServiceKind::Headless | ServiceKind::External(_) => service,
     }
 }
 
@@ -183,14 +193,6 @@ fn visible<'a>(
     (*key == service.key).then_some((service, *port))
 }
 
-fn dialled_service(snapshot: &Snapshot, dialled: SocketAddr) -> Option<(&Arc<Service>, u16)> {
-    if let Some((service, port)) = snapshot.service_at(dialled) {
-        return Some((service, port.port));
-    }
-    let (key, port) = snapshot.headless_by_endpoint.get(&dialled)?;
-    Some((snapshot.services.get(key)?, *port))
-}
-
 fn matching<'a>(
     rule: &'a HttpRule,
     source: &Workload,
@@ -205,14 +207,14 @@ fn matching<'a>(
 }
 
 /// Whether all conditions of one entry hold.
-fn holds(entry: &HttpMatch, source: &Workload, head: &Head<'_>, port: u16) -> bool {
+pub(super) fn holds(entry: &HttpMatch, source: &Workload, head: &Head<'_>, port: u16) -> bool {
     let path = path_of(head.uri);
     let is = |wanted: &Option<StringMatch>, value: &str, ignore_case| {
         wanted.as_ref().is_none_or(|wanted| wanted.matches(value, ignore_case))
     };
     entry.port.is_none_or(|wanted| wanted == port)
         && entry.source_namespace.as_ref().is_none_or(|wanted| *wanted == source.name.namespace)
-        && entry.source_labels.iter().all(|(key, value)| source.labels.get(key) == Some(value))
+        && source.has_labels(&entry.source_labels)
         && is(&entry.uri, path, entry.ignore_uri_case)
         && is(&entry.method, head.method.as_str(), false)
         && is(&entry.authority, head.authority, false)
@@ -255,11 +257,16 @@ fn header_holds(wanted: &KeyMatch, head: &Head<'_>) -> bool {
     }
 }
 
-/// Whether a query parameter is there and matches: its first value, not decoded, as Envoy does.
+/// Whether a query parameter is there and matches.
 fn query_holds(wanted: &KeyMatch, query: &str) -> bool {
+    query_value(query, &wanted.key).is_some_and(|value| wanted.value.matches(value, false))
+}
+
+/// The first value of a query parameter, not decoded, as Envoy reads it.
+pub(super) fn query_value<'a>(query: &'a str, name: &str) -> Option<&'a str> {
     query
         .split('&')
         .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-        .find(|(key, _)| *key == &*wanted.key)
-        .is_some_and(|(_, value)| wanted.value.matches(value, false))
+        .find(|(key, _)| *key == name)
+        .map(|(_, value)| value)
 }

@@ -1,5 +1,5 @@
 //! A certificate authority inside the process: its root is made here or read from files, so that
-//! foreign peers (Envoy, an Istio) can share the trust.
+//! foreign peers (Envoy, an Istio) can share the trust. The cluster's authority signs with it too.
 //!
 //! What it is not: it decides nobody's right to an identity; the caller does.
 //! Invariant: what it issues never outlives the root. Source: X509-SVID sections 2 to 4, RFC 5280.
@@ -12,14 +12,15 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use super::request::SigningRequest;
 use super::verify::timestamp;
-use super::{IdentityError, Issued, provider};
+use super::{IdentityError, Issued, Trust, provider};
 use crate::model::SpiffeId;
 
 /// Life of a generated root.
@@ -34,11 +35,13 @@ const SERIAL_BYTES: usize = 16;
 const CERT_FILE: &str = "root-cert.pem";
 const KEY_FILE: &str = "root-key.pem";
 
-/// A root certificate with its key.
+/// A root certificate, or one below a root, with its key.
 pub struct LocalCa {
     issuer: rcgen::Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
     certificate_pem: String,
+    /// From this certificate to the one below the root; empty if this is the root.
+    intermediates: Vec<CertificateDer<'static>>,
     not_after: SystemTime,
     /// The same, to be read by people.
     expires: String,
@@ -84,14 +87,11 @@ impl LocalCa {
     /// key is not the certificate's.
     pub fn load(certificate_pem: &str, key_pem: &str) -> Result<Self, IdentityError> {
         let fail = |what: &str| IdentityError::Root(what.to_owned());
-        let certificates: Vec<CertificateDer<'static>> =
-            CertificateDer::pem_slice_iter(certificate_pem.as_bytes())
-                .collect::<Result<_, _>>()
-                .map_err(root)?;
-        let [certificate] = <[_; 1]>::try_from(certificates)
+        let [certificate] = <[_; 1]>::try_from(certificates(certificate_pem)?)
             .map_err(|found| root(format!("{} certificates in the file, not 1", found.len())))?;
         let key = KeyPair::from_pem(key_pem).map_err(|error| root(format!("key: {error}")))?;
-        let (not_after, expires) = {
+        let (not_after, expires) = end(&certificate)?;
+        {
             let (_, parsed) = X509Certificate::from_der(&certificate).map_err(root)?;
             if !parsed.is_ca() {
                 return Err(fail("not a certificate authority (basicConstraints)"));
@@ -99,9 +99,7 @@ impl LocalCa {
             if *parsed.public_key().subject_public_key.data != *key.public_key_raw() {
                 return Err(fail("the key is another certificate's"));
             }
-            let not_after = &parsed.validity().not_after;
-            (timestamp(not_after), not_after.to_string())
-        };
+        }
         let issuer = rcgen::Issuer::from_ca_cert_der(&certificate, key).map_err(root)?;
         if !issuer.key_usages().is_empty()
             && !issuer.key_usages().contains(&KeyUsagePurpose::KeyCertSign)
@@ -109,7 +107,48 @@ impl LocalCa {
             return Err(fail("it may not sign certificates (keyUsage)"));
         }
         let certificate_pem = certificate_pem.to_owned();
-        Ok(Self { issuer, certificate, certificate_pem, not_after, expires })
+        let intermediates = Vec::new();
+        Ok(Self { issuer, certificate, certificate_pem, intermediates, not_after, expires })
+    }
+
+    /// Puts the certificate below a root: `chain` leads from it to one of `roots`, and either end
+    /// may or may not be in it (files of Istio's `cacerts` differ).
+    ///
+    /// # Errors
+    /// When no root can be reached, or a text is not PEM.
+    pub fn below(
+        mut self,
+        chain: &str,
+        roots: &str,
+        now: SystemTime,
+    ) -> Result<Self, IdentityError> {
+        let roots = certificates(roots)?;
+        let mut path = vec![self.certificate.clone()];
+        path.extend(certificates(chain)?.into_iter().filter(|one| *one != self.certificate));
+        path.retain(|one| !roots.contains(one));
+        let top = path.last().unwrap_or(&self.certificate);
+        let mut ends = path.iter().map(end).collect::<Result<Vec<_>, _>>()?;
+        // Of several roots that it may lead to, peers take any that is valid.
+        let above = roots.iter().filter(|one| is_issuer(one, top));
+        ends.extend(above.map(end).collect::<Result<Vec<_>, _>>()?.into_iter().max());
+        for (not_after, expires) in ends {
+            if not_after < self.not_after {
+                (self.not_after, self.expires) = (not_after, expires);
+            }
+        }
+        self.intermediates = path;
+        // The verifier judges a leaf only, so one is made.
+        let domain: std::sync::Arc<str> = "probe".into();
+        let probe = SpiffeId {
+            trust_domain: domain.clone(),
+            namespace: domain.clone(),
+            service_account: domain.clone(),
+        };
+        let leaf = self.issue(&probe, SHORTEST_LIFE, now)?;
+        Trust::new(roots, [domain])?
+            .verify_chain(&leaf.chain, now)
+            .map_err(|error| root(format!("the chain leads to no trusted root: {error}")))?;
+        Ok(self)
     }
 
     /// The root certificate: what peers must trust.
@@ -120,6 +159,11 @@ impl LocalCa {
     /// The root certificate as PEM.
     pub fn certificate_pem(&self) -> &str {
         &self.certificate_pem
+    }
+
+    /// The root's key as PEM (PKCS#8): for whoever keeps the root.
+    pub fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
     }
 
     /// Writes `root-cert.pem` and `root-key.pem` (mode 0600) into an existing directory. Refuses to
@@ -135,6 +179,11 @@ impl LocalCa {
         create(CERT_FILE, 0o644)?.write_all(self.certificate_pem.as_bytes())
     }
 
+    /// When the certificate, or one above it, ends.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
     /// Makes a key and a certificate for an identity, valid from shortly before `now` to `ttl`
     /// after it, or to the root's end if that is sooner.
     ///
@@ -146,41 +195,129 @@ impl LocalCa {
         ttl: Duration,
         now: SystemTime,
     ) -> Result<Issued, IdentityError> {
+        let key = KeyPair::generate().map_err(|error| failed(identity, &error))?;
+        let chain = self.certify(identity, &key, ttl, now)?;
+        Ok(Issued { chain, key: PrivateKeyDer::Pkcs8(key.serialize_der().into()) })
+    }
+
+    /// As [`Self::issue`], for a key that another holds. Nothing but the key is taken from the
+    /// request: who the holder is, the caller knows better than the holder says.
+    ///
+    /// # Errors
+    /// When the root is at its end, or the identity cannot be written into a certificate.
+    pub fn sign(
+        &self,
+        request: &SigningRequest,
+        identity: &SpiffeId,
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+        self.certify(identity, request.key(), ttl, now)
+    }
+
+    /// Makes a key and a certificate for a server that is known by names, not by an identity.
+    ///
+    /// # Errors
+    /// When the root is at its end, or a name cannot be written into a certificate.
+    pub fn issue_server(
+        &self,
+        names: &[ServerName<'_>],
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<Issued, IdentityError> {
+        let names = names.iter().map(|name| match name {
+            ServerName::DnsName(name) => Ok(SanType::DnsName(name.as_ref().try_into()?)),
+            ServerName::IpAddress(address) => Ok(SanType::IpAddress((*address).into())),
+            _ => Err(rcgen::Error::InvalidNameType),
+        });
+        let names = names.collect::<Result<_, _>>().map_err(root)?;
+        let mut params = self.leaf(names, ttl, now).map_err(root)?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let key = KeyPair::generate().map_err(root)?;
+        let leaf = params.signed_by(&key, &self.issuer).map_err(root)?;
+        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        Ok(Issued { chain: self.chain(leaf.der()), key })
+    }
+
+    fn certify(
+        &self,
+        identity: &SpiffeId,
+        key: &impl PublicKeyData,
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
         if self.not_after < now + SHORTEST_LIFE {
             return Err(IdentityError::RootExpires {
                 identity: identity.clone(),
                 root_expires: self.expires.clone(),
             });
         }
-        self.sign(identity, ttl, now).map_err(|error| IdentityError::Issue {
-            identity: identity.clone(),
-            reason: error.to_string(),
-        })
+        let certify = || {
+            let mut params = self.leaf(vec![uri(&identity.to_string())?], ttl, now)?;
+            params.extended_key_usages =
+                vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+            if !is_elliptic(key) {
+                // For RSA only (RFC 8813 section 3).
+                params.key_usages.push(KeyUsagePurpose::KeyEncipherment);
+            }
+            params.signed_by(key, &self.issuer)
+        };
+        let leaf = certify().map_err(|error| failed(identity, &error))?;
+        Ok(self.chain(leaf.der()))
     }
 
-    fn sign(
+    /// What all leaves have in common.
+    fn leaf(
         &self,
-        identity: &SpiffeId,
+        names: Vec<SanType>,
         ttl: Duration,
         now: SystemTime,
-    ) -> Result<Issued, rcgen::Error> {
+    ) -> Result<CertificateParams, rcgen::Error> {
         let mut params = CertificateParams::default();
         // An empty subject makes the alternative name critical, as X509-SVID wants it.
         params.distinguished_name = DistinguishedName::new();
-        params.subject_alt_names = vec![uri(&identity.to_string())?];
+        params.subject_alt_names = names;
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         params.not_before = (now - BACKDATE).into();
         params.not_after = (now + ttl).min(self.not_after).into();
         params.serial_number = Some(serial()?);
-        let key = KeyPair::generate()?;
-        let leaf = params.signed_by(&key, &self.issuer)?;
-        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-        Ok(Issued { chain: vec![leaf.der().clone()], key })
+        Ok(params)
     }
+
+    fn chain(&self, leaf: &CertificateDer<'static>) -> Vec<CertificateDer<'static>> {
+        let mut chain = vec![leaf.clone()];
+        chain.extend_from_slice(&self.intermediates);
+        chain
+    }
+}
+
+fn is_elliptic(key: &impl PublicKeyData) -> bool {
+    let rsa = [&rcgen::PKCS_RSA_SHA256, &rcgen::PKCS_RSA_SHA384, &rcgen::PKCS_RSA_SHA512];
+    !rsa.contains(&key.algorithm())
+}
+
+/// All certificates of a PEM text.
+pub(super) fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+    CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().map_err(root)
+}
+
+/// The end of a certificate's life, and the same to be read by people.
+fn end(certificate: &CertificateDer<'static>) -> Result<(SystemTime, String), IdentityError> {
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(root)?;
+    let not_after = &parsed.validity().not_after;
+    Ok((timestamp(not_after), not_after.to_string()))
+}
+
+/// Whether one bears the name that another gives for its issuer.
+fn is_issuer(one: &CertificateDer<'_>, of: &CertificateDer<'_>) -> bool {
+    let names = (X509Certificate::from_der(one), X509Certificate::from_der(of));
+    matches!(names, (Ok((_, one)), Ok((_, of))) if one.subject().as_raw() == of.issuer().as_raw())
+}
+
+fn failed(identity: &SpiffeId, error: &rcgen::Error) -> IdentityError {
+    IdentityError::Issue { identity: identity.clone(), reason: error.to_string() }
 }
 
 fn root(error: impl std::fmt::Display) -> IdentityError {

@@ -1,7 +1,7 @@
 //! What one certificate is used for: a rustls server and a rustls client configuration, built once.
 //!
 //! Invariant: session state belongs to the certificate. Tickets that the server half hands out and
-//! sessions that the client half remembers end with it, at the next rotation.
+//! sessions that the client half remembers end with it, at the next rotation or change of trust.
 //!
 //! Sources: RFC 8446; Istio's HBONE (TLS 1.3, both sides authenticated, ALPN `h2`).
 
@@ -31,6 +31,7 @@ pub struct Credentials {
     not_before: SystemTime,
     not_after: SystemTime,
     serial: String,
+    issued: Issued,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
 }
@@ -48,15 +49,26 @@ impl Credentials {
             return Err(unusable(PeerError::OtherIdentity(facts.identity)));
         }
         let tls = |source| IdentityError::Tls { identity: identity.clone(), source };
-        let again = Issued { chain: issued.chain.clone(), key: issued.key.clone_key() };
+        let server = server_config(issued.again(), trust.client_verifier()?).map_err(tls)?;
+        let client = client_config(issued.again(), trust).map_err(tls)?;
         Ok(Self {
             identity: identity.clone(),
             not_before: facts.not_before,
             not_after: facts.not_after,
             serial: facts.serial,
-            server: Arc::new(server_config(issued, trust.client_verifier()?).map_err(tls)?),
-            client: Arc::new(client_config(again, trust).map_err(tls)?),
+            issued,
+            server: Arc::new(server),
+            client: Arc::new(client),
         })
+    }
+
+    /// The same certificate for other roots, without the sessions made under the old ones.
+    pub(super) fn under(&self, trust: &Trust) -> Result<Self, IdentityError> {
+        Self::new(&self.identity, self.issued.again(), trust)
+    }
+
+    pub(super) fn issued(&self) -> &Issued {
+        &self.issued
     }
 
     /// Whose certificate it is.

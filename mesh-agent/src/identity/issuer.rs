@@ -1,10 +1,10 @@
-//! Where certificates come from. One kind today: a root on this machine.
+//! Where certificates come from: a root on this machine, or an authority over the network.
 
 use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::{IdentityError, LocalCa};
+use super::{AuthorityClient, IdentityError, LocalCa, Trust};
 use crate::model::SpiffeId;
 
 /// A fresh certificate and its key.
@@ -19,6 +19,14 @@ pub struct Issued {
 pub enum Issuer {
     /// A root certificate and key in this process.
     Local(LocalCa),
+    /// An authority over the network.
+    Authority(AuthorityClient),
+}
+
+impl Issued {
+    pub(super) fn again(&self) -> Self {
+        Self { chain: self.chain.clone(), key: self.key.clone_key() }
+    }
 }
 
 impl Issuer {
@@ -34,6 +42,15 @@ impl Issuer {
     ) -> Result<Issued, IdentityError> {
         match self {
             Self::Local(ca) => ca.issue(identity, ttl, now),
+            Self::Authority(client) => client.issue(identity, ttl, now).await,
+        }
+    }
+
+    /// Whom to believe from now on, where that can change while the agent runs.
+    pub(super) fn trust(&self) -> Option<Result<Trust, IdentityError>> {
+        match self {
+            Self::Local(_) => None,
+            Self::Authority(client) => Some(client.trust()),
         }
     }
 }

@@ -1,30 +1,41 @@
 //! Who is who: SPIFFE certificates of the service accounts on this node, their renewal, and the
 //! rustls configurations that let two nodes prove them to each other.
 //!
-//! What it is not: it opens no socket, decides no policy beyond "this is that identity in an
-//! accepted trust domain", and writes no key to disk (except a new root, when asked to).
+//! What it is not: it decides no policy beyond "this is that identity in an accepted trust domain",
+//! and opens no socket but to an authority. Keys are written to a folder below `/run`, if one is given
+//! ([`KeyDir`]), for the next agent on this node; and a new root's, when asked to.
 //!
-//! Invariant: a private key never leaves this module; others see a rustls configuration.
+//! Invariant: a private key never leaves this module but for that folder; others see a rustls
+//! configuration.
 //!
 //! Sources: SPIFFE-ID and X509-SVID standards; Istio's path layout `ns/<namespace>/sa/<account>`.
 
+mod authority;
 mod ca;
 mod clock;
 mod credentials;
 mod issuer;
+mod keys;
+mod pem;
 mod provider;
+mod request;
 mod rotation;
 mod store;
 mod verify;
+mod waits;
 
 #[cfg(test)]
 mod tests;
 
+pub use authority::AuthorityClient;
 pub use ca::LocalCa;
 pub use clock::Clock;
 pub use credentials::Credentials;
 pub use issuer::{Issued, Issuer};
+pub use keys::KeyDir;
+pub use pem::certificate_pem;
 pub use provider::provider;
+pub use request::SigningRequest;
 pub use rotation::Renewal;
 pub use store::{Identities, Settings};
 pub use verify::{Trust, established_peer, peer_identity, server_name};
@@ -69,6 +80,36 @@ pub enum IdentityError {
         /// What the library said.
         reason: String,
     },
+    /// What a node asks an authority to sign is not a valid request: the asking side is at fault.
+    #[error("certificate request: {0}")]
+    Request(String),
+    /// The authority cannot be reached: it is tried again, and certificates in use stay.
+    #[error("certificate authority {address}: {reason}")]
+    Away {
+        /// Its host and port.
+        address: String,
+        /// What failed.
+        reason: String,
+    },
+    /// The authority will not sign, or what it answers is not to be trusted: its log says more.
+    #[error("{identity}: the certificate authority refused: {reason}")]
+    Refused {
+        /// For whom a certificate was wanted.
+        identity: SpiffeId,
+        /// The authority's words, or what is wrong with its answer.
+        reason: String,
+    },
+    /// A file that the authority's client needs: the operator must mount it.
+    #[error("cannot read {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The same as a moment ago; nobody was asked again.
+    #[error(transparent)]
+    Again(#[from] std::sync::Arc<IdentityError>),
     /// The authority answered with something that is not a certificate for this identity.
     #[error("{identity}: the issued certificate is unusable")]
     Unusable {

@@ -45,6 +45,11 @@ impl Renewal {
         self.failures
     }
 
+    /// Makes it due now: the certificate is of no more use.
+    pub fn hasten(&mut self, now: SystemTime) {
+        self.due = now;
+    }
+
     /// Notes a failed attempt: the next one comes after 1 s, 2 s, 4 s, … 5 min, the last half of
     /// each wait drawn by chance.
     pub fn failed(&mut self, now: SystemTime, draw: u32) {

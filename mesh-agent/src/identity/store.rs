@@ -8,12 +8,13 @@
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use futures_util::StreamExt as _;
 use rustc_hash::FxHashMap;
 use tokio::sync::{Mutex, Notify};
 
 use super::provider::draw;
-use super::{Clock, Credentials, IdentityError, Issuer, Renewal, Trust};
+use super::{Clock, Credentials, IdentityError, Issuer, KeyDir, Renewal, Trust};
 use crate::model::SpiffeId;
 
 /// Service accounts on one node; more are refused. A kubelet runs 110 pods by default.
@@ -22,6 +23,13 @@ const MAX_IDENTITIES: usize = 4096;
 const RENEWALS_AT_ONCE: usize = 8;
 /// Longest sleep of the renewal task, so that a corrected system clock is noticed.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
+/// How often the file of roots is looked at.
+const TRUST_CHECK: Duration = Duration::from_secs(10);
+/// The same while there are none: an agent may start before the authority has published them.
+const FIRST_TRUST_CHECK: Duration = Duration::from_secs(1);
+/// A kept certificate is used if it lives longer than this: time enough to get another.
+const SHORTEST_LIFE: Duration = Duration::from_secs(60);
 
 /// How certificates are asked for.
 #[derive(Clone, Copy, Debug)]
@@ -42,8 +50,9 @@ impl Default for Settings {
 /// All identities of the node. Shared by `Arc`; cheap to read from any thread.
 pub struct Identities {
     issuer: Issuer,
-    trust: Trust,
+    trust: ArcSwap<Trust>,
     settings: Settings,
+    keys: Option<KeyDir>,
     entries: RwLock<FxHashMap<SpiffeId, Entry>>,
     /// Wakes the renewal task when a certificate came in that may be due first.
     changed: Notify,
@@ -73,13 +82,25 @@ struct Claim<'a> {
 impl Identities {
     /// No identity yet.
     pub fn new(issuer: Issuer, trust: Trust, settings: Settings) -> Self {
-        let entries = RwLock::default();
-        Self { issuer, trust, settings, entries, changed: Notify::new() }
+        Self {
+            issuer,
+            trust: ArcSwap::from_pointee(trust),
+            settings,
+            keys: None,
+            entries: RwLock::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    /// Keeps certificates and keys in a folder, and uses those that are there.
+    #[must_use]
+    pub fn with_keys(self, keys: KeyDir) -> Self {
+        Self { keys: Some(keys), ..self }
     }
 
     /// Whom this node believes.
-    pub fn trust(&self) -> &Trust {
-        &self.trust
+    pub fn trust(&self) -> Arc<Trust> {
+        self.trust.load_full()
     }
 
     /// Takes a reference to an identity and returns its certificate, issuing it if there is none
@@ -88,10 +109,11 @@ impl Identities {
     /// # Errors
     /// When the authority refuses or is away.
     pub async fn ensure(&self, identity: &SpiffeId) -> Result<Arc<Credentials>, IdentityError> {
-        if !self.trust.accepts(identity) {
+        let trust = self.trust();
+        if !trust.accepts(identity) {
             return Err(IdentityError::ForeignTrustDomain {
                 identity: identity.clone(),
-                accepted: self.trust.domains().join(", "),
+                accepted: trust.domains().join(", "),
             });
         }
         let (claim, turn) = self.claim(identity)?;
@@ -100,7 +122,10 @@ impl Identities {
             self.current(identity).filter(|held| held.not_after() > self.settings.clock.now());
         let credentials = match valid {
             Some(credentials) => credentials,
-            None => self.obtain(identity).await?,
+            None => match self.restore(identity) {
+                Some(credentials) => credentials,
+                None => self.obtain(identity).await?,
+            },
         };
         claim.keep();
         Ok(credentials)
@@ -119,7 +144,20 @@ impl Identities {
         entry.references -= 1;
         if entry.references == 0 {
             entries.remove(identity);
+            drop(entries);
+            if let Some(Err(error)) = self.keys.as_ref().map(|keys| keys.remove(identity)) {
+                tracing::warn!(%identity, %error, "a kept key cannot be removed");
+            }
             tracing::debug!(%identity, "identity released");
+        }
+    }
+
+    /// Removes kept keys of identities that are not in use: their pods ended while no agent ran.
+    pub fn forget_other_keys(&self) {
+        let Some(keys) = &self.keys else { return };
+        let used: Vec<SpiffeId> = self.read().keys().cloned().collect();
+        if let Err(error) = keys.keep_only(&used) {
+            tracing::warn!(%error, "kept keys cannot be removed");
         }
     }
 
@@ -152,6 +190,65 @@ impl Identities {
         }
     }
 
+    /// Follows the file of roots, where there is one. Never returns; dropped to stop it.
+    pub async fn run_trust(&self) {
+        let mut reported = None;
+        loop {
+            let wait = if self.trust().is_nobody() { FIRST_TRUST_CHECK } else { TRUST_CHECK };
+            tokio::time::sleep(wait).await;
+            match self.issuer.trust() {
+                None => std::future::pending().await,
+                Some(Ok(trust)) => {
+                    reported = None;
+                    if !trust.same_as(&self.trust()) {
+                        self.replace_trust(trust).await;
+                    }
+                }
+                Some(Err(error)) => {
+                    let error = error.to_string();
+                    if reported.as_ref() != Some(&error) {
+                        tracing::error!(%error, "trusted roots cannot be read, the old ones stay");
+                        reported = Some(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Believes others from now on: new connections know the new roots, sessions made under the old
+    /// ones are forgotten, and a certificate that no new root vouches for is renewed at once.
+    pub async fn replace_trust(&self, trust: Trust) {
+        let trust = Arc::new(trust);
+        self.trust.store(Arc::clone(&trust));
+        let identities: Vec<SpiffeId> = self.read().keys().cloned().collect();
+        tracing::info!(identities = identities.len(), "trusted roots have changed");
+        for identity in identities {
+            let Some(turn) = self.read().get(&identity).map(|entry| Arc::clone(&entry.turn)) else {
+                continue;
+            };
+            // Whoever has the turn may have begun under the old roots; who gets it later has not.
+            let _turn = turn.lock().await;
+            let Some(before) = self.current(&identity) else { continue };
+            match before.under(&trust) {
+                Ok(credentials) => self.exchange(&identity, credentials, &trust),
+                Err(error) => tracing::error!(%identity, %error, "new roots cannot be used"),
+            }
+        }
+        self.changed.notify_one();
+    }
+
+    fn exchange(&self, identity: &SpiffeId, credentials: Credentials, trust: &Trust) {
+        let now = self.settings.clock.now();
+        let mut entries = self.write();
+        let Some(held) = entries.get_mut(identity).and_then(|entry| entry.held.as_mut()) else {
+            return;
+        };
+        if trust.verify_chain(&credentials.issued().chain, now).is_err() {
+            held.renewal.hasten(now);
+        }
+        held.credentials = Arc::new(credentials);
+    }
+
     async fn renew(&self, identity: &SpiffeId) {
         let Some(turn) = self.read().get(identity).map(|entry| Arc::clone(&entry.turn)) else {
             return;
@@ -175,16 +272,74 @@ impl Identities {
     /// Issues and installs; the caller has the identity's turn.
     async fn obtain(&self, identity: &SpiffeId) -> Result<Arc<Credentials>, IdentityError> {
         let now = self.settings.clock.now();
+        let trust = self.trust();
         let issued = self.issuer.issue(identity, self.settings.ttl, now).await?;
-        let credentials = Arc::new(Credentials::new(identity, issued, &self.trust)?);
+        let credentials = Arc::new(Credentials::new(identity, issued, &trust)?);
         let renewal = Renewal::new(now, credentials.not_after(), draw());
         // Released meanwhile: nobody wants it.
-        if let Some(entry) = self.write().get_mut(identity) {
+        if self.install(identity, &credentials, renewal) {
             tracing::info!(%identity, serial = credentials.serial(), "certificate issued");
-            entry.held = Some(Held { credentials: Arc::clone(&credentials), renewal });
-            self.changed.notify_one();
+            self.save(&credentials);
         }
         Ok(credentials)
+    }
+
+    /// A certificate that an agent before this one kept, if it is as good as a new one; the caller
+    /// has the identity's turn.
+    fn restore(&self, identity: &SpiffeId) -> Option<Arc<Credentials>> {
+        let restore = || -> Result<Option<Credentials>, String> {
+            let Some(keys) = &self.keys else { return Ok(None) };
+            let now = self.settings.clock.now();
+            let trust = self.trust();
+            let Some(issued) = keys.load(identity).map_err(|error| error.to_string())? else {
+                return Ok(None);
+            };
+            trust.verify_chain(&issued.chain, now).map_err(|error| error.to_string())?;
+            let credentials =
+                Credentials::new(identity, issued, &trust).map_err(|error| error.to_string())?;
+            Ok(Some(credentials).filter(|one| one.not_after() > now + SHORTEST_LIFE))
+        };
+        let credentials = match restore() {
+            Ok(credentials) => Arc::new(credentials?),
+            Err(error) => {
+                tracing::warn!(%identity, error, "a kept certificate cannot be used");
+                return None;
+            }
+        };
+        let renewal = Renewal::new(credentials.not_before(), credentials.not_after(), draw());
+        if self.install(identity, &credentials, renewal) {
+            tracing::info!(%identity, serial = credentials.serial(), "certificate kept");
+        }
+        Some(credentials)
+    }
+
+    /// Whether somebody still wants it.
+    fn install(
+        &self,
+        identity: &SpiffeId,
+        credentials: &Arc<Credentials>,
+        renewal: Renewal,
+    ) -> bool {
+        let mut entries = self.write();
+        let Some(entry) = entries.get_mut(identity) else { return false };
+        entry.held = Some(Held { credentials: Arc::clone(credentials), renewal });
+        drop(entries);
+        self.changed.notify_one();
+        true
+    }
+
+    fn save(&self, credentials: &Credentials) {
+        let Some(keys) = &self.keys else { return };
+        let identity = credentials.identity();
+        if let Err(error) = keys.save(identity, credentials.issued()) {
+            tracing::warn!(%identity, %error, "a certificate cannot be kept for the next agent");
+        }
+        // Released while it was written.
+        if self.current(identity).is_none()
+            && let Err(error) = keys.remove(identity)
+        {
+            tracing::warn!(%identity, %error, "a kept key cannot be removed");
+        }
     }
 
     fn claim<'a>(

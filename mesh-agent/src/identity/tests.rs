@@ -373,3 +373,180 @@ async fn a_failed_renewal_keeps_the_certificate() {
         () = watch => {}
     }
 }
+
+/// A certificate that signs, below another or its own root, that ends in `days`.
+fn signing(
+    name: &str,
+    days: u32,
+    above: Option<&rcgen::Issuer<'_, rcgen::KeyPair>>,
+) -> (rcgen::Certificate, rcgen::Issuer<'static, rcgen::KeyPair>) {
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    params.not_after = (SystemTime::now() + days * DAY).into();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = match above {
+        None => params.self_signed(&key).unwrap(),
+        Some(above) => params.signed_by(&key, above).unwrap(),
+    };
+    (certificate, rcgen::Issuer::new(params, key))
+}
+
+#[test]
+fn a_certificate_below_a_root_signs_under_it() {
+    let (root, root_issuer) = signing("root", 2, None);
+    let (middle, middle_issuer) = signing("middle", 9, Some(&root_issuer));
+    let (lowest, lowest_issuer) = signing("lowest", 9, Some(&middle_issuer));
+    let load = || LocalCa::load(&lowest.pem(), &lowest_issuer.key().serialize_pem()).unwrap();
+    let now = SystemTime::now();
+    let trust = Trust::new([root.der().clone()], ["cluster.local".into()]).unwrap();
+    // As istioctl's and cert-manager's secrets have it: with the ends, or without.
+    for chain in [
+        format!("{}{}{}", lowest.pem(), middle.pem(), root.pem()),
+        format!("{}{}", lowest.pem(), middle.pem()),
+        middle.pem(),
+    ] {
+        let ca = load().below(&chain, &root.pem(), now).unwrap();
+        let issued = ca.issue(&cart(), 9 * DAY, now).unwrap();
+        assert_eq!(issued.chain.len(), 3, "all but the root");
+        trust.verify_chain(&issued.chain, now).unwrap();
+        let end = verify::facts(&issued.chain[0]).unwrap().not_after;
+        assert!(end < now + 3 * DAY, "no longer than the root");
+    }
+    let refused = |chain: &str, roots: &str| {
+        let error = load().below(chain, roots, now).err().unwrap().to_string();
+        assert!(error.contains("the chain leads to no trusted root"), "{error}");
+    };
+    refused("", &root.pem());
+    let other = LocalCa::generate("cluster.local").unwrap();
+    refused(&middle.pem(), other.certificate_pem());
+}
+
+#[test]
+fn a_root_of_its_own_is_below_nothing() {
+    let made = LocalCa::generate("cluster.local").unwrap();
+    let old = LocalCa::generate_at("cluster.local", 2 * HOUR, SystemTime::now()).unwrap();
+    let end = made.not_after();
+    let roots = format!("{}{}", old.certificate_pem(), made.certificate_pem());
+    let again = LocalCa::load(made.certificate_pem(), &made.key_pem()).unwrap();
+    let again = again.below(made.certificate_pem(), &roots, SystemTime::now()).unwrap();
+    let issued = again.issue(&cart(), DAY, SystemTime::now()).unwrap();
+    assert_eq!(issued.chain.len(), 1, "peers have the root");
+    assert_eq!(again.not_after(), end);
+}
+
+#[test]
+fn only_the_key_of_a_request_counts() {
+    let ca = LocalCa::generate("cluster.local").unwrap();
+    let trust = trust(&ca);
+    let (key, pem) = request::SigningRequest::make(&front()).unwrap();
+    let request = SigningRequest::read(&pem).unwrap();
+    let chain = ca.sign(&request, &cart(), HOUR, SystemTime::now()).unwrap();
+    assert_eq!(peer_identity(&chain).unwrap(), cart(), "not whom the request names");
+    trust.verify_chain(&chain, SystemTime::now()).unwrap();
+    let key = rustls_pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into());
+    Credentials::new(&cart(), Issued { chain: chain.clone(), key }, &trust).unwrap();
+    let (other, _) = request::SigningRequest::make(&front()).unwrap();
+    let other = rustls_pki_types::PrivateKeyDer::Pkcs8(other.serialize_der().into());
+    let error = Credentials::new(&cart(), Issued { chain, key: other }, &trust).unwrap_err();
+    assert!(matches!(error, IdentityError::Tls { .. }), "another's key: {error}");
+}
+
+/// The authority of a node whose agent is replaced, and a folder for keys.
+fn kept(dir: &std::path::Path, ca: &LocalCa) -> Identities {
+    let again = LocalCa::load(ca.certificate_pem(), &ca.key_pem()).unwrap();
+    let keys = KeyDir::open(dir).unwrap();
+    Identities::new(Issuer::Local(again), trust(ca), Settings::default()).with_keys(keys)
+}
+
+fn files(dir: &std::path::Path) -> usize {
+    std::fs::read_dir(dir).unwrap().count()
+}
+
+#[tokio::test]
+async fn the_next_agent_goes_on_with_the_kept_certificate() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("malha/keys");
+    let ca = LocalCa::generate("cluster.local").unwrap();
+    let first = kept(&dir, &ca);
+    let before = first.ensure(&cart()).await.unwrap();
+    first.ensure(&front()).await.unwrap();
+    drop(first);
+    assert_eq!(dir.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    for entry in std::fs::read_dir(&dir).unwrap() {
+        assert_eq!(entry.unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    let second = kept(&dir, &ca);
+    let after = second.ensure(&cart()).await.unwrap();
+    assert_eq!(after.serial(), before.serial());
+    let (_, renewal) = second.list().into_iter().next().unwrap();
+    assert!(renewal.due() > SystemTime::now(), "renewed when it would have been");
+    assert_eq!(files(&dir), 2);
+    second.forget_other_keys();
+    assert_eq!(files(&dir), 1, "the other's last pod ended while no agent ran");
+    second.release(&cart());
+    assert_eq!(files(&dir), 0);
+    second.ensure(&cart()).await.unwrap();
+    std::fs::write(dir.join("other"), "not ours").unwrap();
+    KeyDir::clear(&dir).unwrap();
+    assert_eq!(files(&dir), 1);
+    std::fs::remove_file(dir.join("other")).unwrap();
+    KeyDir::clear(&dir).unwrap();
+    assert!(!dir.exists());
+    KeyDir::clear(&dir).unwrap();
+}
+
+#[tokio::test]
+async fn a_kept_certificate_that_is_of_no_use_is_replaced() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("keys");
+    let ca = LocalCa::generate("cluster.local").unwrap();
+    let keys = KeyDir::open(&dir).unwrap();
+    let now = SystemTime::now();
+    let other = LocalCa::generate("cluster.local").unwrap();
+    let short = ca.issue(&cart(), Duration::from_secs(30), now).unwrap();
+    let foreign = other.issue(&cart(), DAY, now).unwrap();
+    let misnamed = ca.issue(&front(), DAY, now).unwrap();
+    for useless in [short, foreign, misnamed] {
+        let serial = verify::facts(&useless.chain[0]).unwrap().serial;
+        keys.save(&cart(), &useless).unwrap();
+        let agent = kept(&dir, &ca);
+        assert_ne!(agent.ensure(&cart()).await.unwrap().serial(), serial);
+    }
+    let file = std::fs::read_dir(&dir).unwrap().next().unwrap().unwrap().path();
+    for rubbish in ["", "x", "-----BEGIN CERTIFICATE-----\nAA"] {
+        std::fs::write(&file, rubbish).unwrap();
+        kept(&dir, &ca).ensure(&cart()).await.unwrap();
+        assert!(std::fs::read_to_string(&file).unwrap().contains("PRIVATE KEY"), "replaced");
+    }
+}
+
+#[tokio::test]
+async fn a_change_of_roots_reaches_certificates_and_forgets_sessions() {
+    let (old, new) =
+        (LocalCa::generate("cluster.local").unwrap(), LocalCa::generate("cluster.local").unwrap());
+    let both = Trust::new(
+        [old.certificate().clone(), new.certificate().clone()],
+        ["cluster.local".into()],
+    )
+    .unwrap();
+    let again = LocalCa::load(old.certificate_pem(), &old.key_pem()).unwrap();
+    let store = Identities::new(Issuer::Local(again), trust(&old), Settings::default());
+    let before = store.ensure(&cart()).await.unwrap();
+    let foreign = credentials(&new, &front(), &both);
+    assert!(connect(&foreign, &before, &cart()).is_err());
+    store.replace_trust(both.clone()).await;
+    let after = store.current(&cart()).unwrap();
+    assert_eq!(after.serial(), before.serial(), "the same certificate");
+    assert!(!Arc::ptr_eq(&after, &before), "tunnels are opened anew");
+    let session = connect(&foreign, &after, &cart()).unwrap();
+    assert_eq!(session.client.handshake_kind(), Some(HandshakeKind::Full));
+    let (_, renewal) = store.list().into_iter().next().unwrap();
+    assert!(renewal.due() > SystemTime::now());
+    store.replace_trust(trust(&new)).await;
+    let (_, renewal) = store.list().into_iter().next().unwrap();
+    assert!(renewal.due() <= SystemTime::now(), "no root vouches for it: another is asked for");
+}

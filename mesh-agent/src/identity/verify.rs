@@ -77,9 +77,49 @@ impl Trust {
         Ok(Self { roots: Arc::new(store), domains: domains.into_iter().collect() })
     }
 
+    /// Believes nobody: the roots are not there yet.
+    pub fn nobody(domains: impl IntoIterator<Item = Arc<str>>) -> Self {
+        Self { roots: Arc::new(RootCertStore::empty()), domains: domains.into_iter().collect() }
+    }
+
+    /// Whether there is nobody to believe.
+    pub(super) fn is_nobody(&self) -> bool {
+        self.roots.is_empty()
+    }
+
     /// Whether the identity's trust domain is accepted.
     pub fn accepts(&self, identity: &SpiffeId) -> bool {
         self.domains.contains(&identity.trust_domain)
+    }
+
+    /// Whether both believe the same roots for the same trust domains.
+    pub(super) fn same_as(&self, other: &Self) -> bool {
+        self.roots.roots == other.roots.roots && self.domains == other.domains
+    }
+
+    pub(super) fn roots(&self) -> Arc<RootCertStore> {
+        Arc::clone(&self.roots)
+    }
+
+    /// Whether a chain (leaf first) leads to one of the roots, and all of it is valid at `now`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn verify_chain(
+        &self,
+        chain: &[CertificateDer<'_>],
+        now: SystemTime,
+    ) -> Result<(), rustls::Error> {
+        let (leaf, intermediates) =
+            chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        verify_server_cert_signed_by_trust_anchor(
+            &ParsedCertificate::try_from(leaf)?,
+            &self.roots,
+            intermediates,
+            UnixTime::since_unix_epoch(now),
+            provider().signature_verification_algorithms.all,
+        )
     }
 
     /// The accepted trust domains.
@@ -162,6 +202,12 @@ pub(super) fn facts(certificate: &CertificateDer<'_>) -> Result<Facts, PeerError
         not_after: timestamp(&parsed.validity().not_after),
         serial: parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
     })
+}
+
+/// Whether a certificate names itself as its issuer, as a root does.
+pub(super) fn is_self_issued(certificate: &CertificateDer<'_>) -> bool {
+    X509Certificate::from_der(certificate)
+        .is_ok_and(|(_, parsed)| parsed.subject().as_raw() == parsed.issuer().as_raw())
 }
 
 /// Certificate time; what lies before 1970 is 1970.

@@ -4,28 +4,47 @@
 //! Invariant: a [`Snapshot`] is a value. Once published, nothing in it changes.
 
 mod authority;
+mod destination;
+mod external;
+mod filter;
 mod identity;
+mod l4_route;
 mod policy;
+mod rate_limit;
+mod retry;
 mod route;
+mod route_table;
+mod selection;
 mod service;
 mod snapshot;
 mod traffic;
 mod workload;
 
 pub use authority::is_authority;
+pub use destination::{FoundDestination, NamedDestination, ServiceTarget};
+pub use external::{External, ExternalServices, Resolution};
+pub use filter::{Cors, Fault, FaultAbort, Mirror, Share};
 pub use identity::{SpiffeError, SpiffeId};
+pub use l4_route::{L4Facts, L4Match, L4Routes, L4Rule};
 pub use policy::{MtlsMode, PeerPolicy};
+pub use rate_limit::{Callers, Rate, RateLimit, RateMatch};
+pub use retry::{RetryOn, RetryPolicy};
 pub use route::{
     Action, DirectResponse, Forward, HeaderEdit, HeaderOps, HostPattern, HttpMatch, HttpRule,
     KeyMatch, PathRewrite, Redirect, RedirectPath, RedirectPort, Rewrite, StringMatch,
     VirtualService, Visibility, WeightedDestination, path_of,
 };
+pub use route_table::HttpRules;
+pub use selection::Selection;
 pub use service::{
     Endpoint, Protocol, Readiness, Service, ServiceKey, ServiceKind, ServicePort, in_use,
 };
-pub use snapshot::{MeshSettings, Snapshot};
-pub use traffic::{DestinationRule, LoadBalancer, Subset, TrafficPolicy};
-pub use workload::{CaptureRules, Workload, WorkloadName};
+pub use snapshot::{MeshSettings, OutboundPolicy, Snapshot, Unenforced};
+pub use traffic::{
+    ConnectionPool, DestinationRule, HashCookie, HashKey, Keepalive, LoadBalancer,
+    OutlierDetection, RetryBudget, Subset, TrafficPolicy, Warmup,
+};
+pub use workload::{CaptureRules, Client, Workload, WorkloadName};
 
 /// Names the object that a value was compiled from, as users write it: `Kind namespace/name`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -9,7 +9,7 @@ use http::header::{HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
 use regex::Regex;
 
-use super::{ObjectRef, ServiceKey};
+use super::{Cors, Fault, HttpRules, L4Routes, Mirror, ObjectRef, RetryPolicy, ServiceKey};
 
 /// A host name, a wildcard `*.suffix`, or `*`. Always lower case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -239,6 +239,10 @@ pub struct Forward {
     pub rewrite: Rewrite,
     /// `timeout`; `None`: disabled.
     pub timeout: Option<Duration>,
+    /// `retries`.
+    pub retries: RetryPolicy,
+    /// `mirror` and `mirrors[]`.
+    pub mirrors: Vec<Mirror>,
 }
 
 /// Path of a redirect.
@@ -313,6 +317,10 @@ pub struct HttpRule {
     pub request_headers: HeaderOps,
     /// `headers.response`.
     pub response_headers: HeaderOps,
+    /// `fault`.
+    pub fault: Option<Box<Fault>>,
+    /// `corsPolicy`.
+    pub cors: Option<Box<Cors>>,
 }
 
 /// A compiled `VirtualService`, as clients in the mesh see it.
@@ -327,7 +335,9 @@ pub struct VirtualService {
     /// `metadata.creationTimestamp`, seconds since the epoch: the oldest owns a host.
     pub created: i64,
     /// `http[]` in order, cut after the first catch-all.
-    pub http: Vec<HttpRule>,
+    pub http: HttpRules,
+    /// `tls[]` and `tcp[]`.
+    pub l4: L4Routes,
 }
 
 /// Path of a request, without its query; `/` when the target has none (`*`, authority form).

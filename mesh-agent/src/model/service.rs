@@ -1,12 +1,14 @@
 //! Services and their endpoints.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::Workload;
+use super::workload::has_all;
+use super::{External, Workload};
 
-/// `namespace/name` of a Kubernetes Service.
+/// `namespace/name` of a Kubernetes Service; for one of a `ServiceEntry` the name is its host.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceKey {
     /// Namespace.
@@ -55,6 +57,8 @@ pub enum ServiceKind {
     Headless,
     /// `type: ExternalName`.
     ExternalName(Arc<str>),
+    /// Made known by a `ServiceEntry`.
+    External(Box<External>),
 }
 
 /// One place that answers for a service port.
@@ -64,8 +68,19 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// The pod behind it, if it is one.
     pub workload: Option<Arc<Workload>>,
+    /// Labels that a `ServiceEntry` gives it, in place of the pod's.
+    pub labels: Option<Arc<BTreeMap<Arc<str>, Arc<str>>>>,
     /// Whether it takes new work.
     pub readiness: Readiness,
+}
+
+impl Endpoint {
+    /// Whether it has all of these labels.
+    pub fn has_labels(&self, wanted: &BTreeMap<Arc<str>, Arc<str>>) -> bool {
+        let own = self.labels.as_deref();
+        let labels = own.or_else(|| self.workload.as_ref().map(|workload| &workload.labels));
+        wanted.is_empty() || labels.is_some_and(|own| has_all(own, wanted))
+    }
 }
 
 /// What an endpoint's conditions in its EndpointSlice come to, the best first.
@@ -103,12 +118,12 @@ pub struct ServicePort {
     pub endpoints: Arc<[Endpoint]>,
 }
 
-/// A Kubernetes Service.
+/// A Kubernetes Service, or one host of a `ServiceEntry`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Namespace and name.
     pub key: ServiceKey,
-    /// `<name>.<namespace>.svc.<cluster domain>`.
+    /// `<name>.<namespace>.svc.<cluster domain>`, or the host of a `ServiceEntry`.
     pub hostname: Arc<str>,
     /// Cluster, external and load balancer addresses.
     pub addresses: Vec<IpAddr>,

@@ -23,6 +23,14 @@ impl std::fmt::Display for WorkloadName {
     }
 }
 
+/// Whether all of the `wanted` labels are among these, as Kubernetes' `matchLabels` asks.
+pub(super) fn has_all(
+    labels: &BTreeMap<Arc<str>, Arc<str>>,
+    wanted: &BTreeMap<Arc<str>, Arc<str>>,
+) -> bool {
+    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
 /// What of a pod's traffic stays outside the mesh
 /// (annotations `traffic.sidecar.istio.io/exclude*`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +41,8 @@ pub struct CaptureRules {
     pub exclude_inbound_ports: Vec<u16>,
     /// `excludeOutboundIPRanges`.
     pub exclude_outbound_ranges: Vec<IpNet>,
+    /// Ports that the kubelet connects to: probes and lifecycle hooks.
+    pub probed_ports: Vec<u16>,
 }
 
 /// One pod, on any node.
@@ -66,7 +76,38 @@ pub struct Workload {
     pub peer_policy: PeerPolicy,
 }
 
+/// A client, as far as a `DestinationRule` looks at it.
+#[derive(Clone, Copy, Debug)]
+pub struct Client<'a> {
+    /// Namespace of its pod.
+    pub namespace: &'a str,
+    /// Labels of its pod; `None`: of a pod that no rule names by labels.
+    pub labels: Option<&'a BTreeMap<Arc<str>, Arc<str>>>,
+}
+
+impl<'a> Client<'a> {
+    /// Any client of a namespace that no rule names by labels.
+    pub fn of_namespace(namespace: &'a str) -> Self {
+        Self { namespace, labels: None }
+    }
+
+    /// Whether its pod has all of these labels.
+    pub fn has(&self, labels: &BTreeMap<Arc<str>, Arc<str>>) -> bool {
+        labels.is_empty() || self.labels.is_some_and(|own| has_all(own, labels))
+    }
+}
+
 impl Workload {
+    /// Itself as a client.
+    pub fn client(&self) -> Client<'_> {
+        Client { namespace: &self.name.namespace, labels: Some(&self.labels) }
+    }
+
+    /// Whether it has all of these labels.
+    pub fn has_labels(&self, wanted: &BTreeMap<Arc<str>, Arc<str>>) -> bool {
+        has_all(&self.labels, wanted)
+    }
+
     /// The owning controller's name as `canonical-name` would give it: label
     /// `service.istio.io/canonical-name`, `app.kubernetes.io/name`, `app`, else the pod's name.
     pub fn canonical_name(&self) -> &str {

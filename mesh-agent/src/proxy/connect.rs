@@ -1,12 +1,11 @@
 //! How the HTTP engine's connections reach their endpoints: as the worker's `Upstream` does.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::http::{Connect, ConnectError};
-use crate::model::{Endpoint, Workload};
+use crate::model::{ConnectionPool, Endpoint, Workload};
 use crate::tunnel::{OpenError, Security, Upstream, UpstreamIo};
 
 impl Connect for Upstream {
@@ -16,13 +15,14 @@ impl Connect for Upstream {
         &self,
         source: &Arc<Workload>,
         endpoint: &Endpoint,
-        timeout: Duration,
+        pool: &ConnectionPool,
     ) -> Result<UpstreamIo, ConnectError> {
         let Some(pod) = self.local_pod(&source.uid) else {
             return Err(ConnectError::Local(format!("{} has left this node", source.name)));
         };
+        let timeout = pool.connect_timeout;
         let opened = self.open(&pod, endpoint.address, endpoint.workload.as_deref(), timeout);
-        opened.await.map_err(|error| {
+        let io = opened.await.map_err(|error| {
             tracing::info!(pod = %source.name, endpoint = %endpoint.address, %error,
                 "endpoint cannot be reached");
             match error {
@@ -34,7 +34,11 @@ impl Connect for Upstream {
                     ConnectError::Local(error.to_string())
                 }
             }
-        })
+        })?;
+        if let Some(keepalive) = &pool.keepalive {
+            io.keep_alive(keepalive);
+        }
+        Ok(io)
     }
 
     fn retired(&self, io: &UpstreamIo) -> Option<CancellationToken> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
+use super::sni::{HELLO_LIMIT, Hello, hello};
 use crate::http::{Detected, HttpVersion, PREFIX_LIMIT};
 
 /// First pause between two looks at a beginning that tells nothing yet; doubles up to
@@ -22,38 +23,63 @@ const UNDECIDED: Duration = Duration::from_millis(500);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Seen {
     Http(HttpVersion),
+    Tls,
     Opaque,
 }
 
 /// Waits until `look` can tell from the client's first bytes.
 pub(super) async fn first_bytes(client: &TcpStream, look: fn(&[u8]) -> Detected) -> Seen {
     let mut buffer = [0; PREFIX_LIMIT];
+    let seen = peeked(client, &mut buffer, |bytes| match look(bytes) {
+        Detected::Http1 => Some(Seen::Http(HttpVersion::Http1)),
+        Detected::Http2 => Some(Seen::Http(HttpVersion::Http2)),
+        Detected::Tls => Some(Seen::Tls),
+        Detected::Opaque => Some(Seen::Opaque),
+        Detected::NeedMore => None,
+    });
+    seen.await.unwrap_or(Seen::Opaque)
+}
+
+/// The server name that a client of TLS asks for, in lower case; its hello stays in the socket.
+pub(super) async fn server_name(client: &TcpStream) -> Option<String> {
+    let mut buffer = vec![0; HELLO_LIMIT];
+    let seen = peeked(client, &mut buffer, |bytes| match hello(bytes) {
+        Hello::Name(name) => Some(Some(name)),
+        Hello::NoName => Some(None),
+        Hello::NeedMore => None,
+    });
+    seen.await.flatten()
+}
+
+/// Waits until `look` has something to say; `None` if the client has no more to show.
+async fn peeked<T>(
+    client: &TcpStream,
+    buffer: &mut [u8],
+    look: impl Fn(&[u8]) -> Option<T>,
+) -> Option<T> {
     let mut before = 0;
     let mut pause = FIRST_PAUSE;
     let mut waited = Duration::ZERO;
     // Ends: each round has more bytes, up to the limit, or has waited longer.
     while waited < UNDECIDED {
-        let length = match client.peek(&mut buffer).await {
-            Ok(0) | Err(_) => return Seen::Opaque,
+        let length = match client.peek(buffer).await {
+            Ok(0) | Err(_) => return None,
             Ok(length) => length,
         };
-        match look(&buffer[..length]) {
-            Detected::Http1 => return Seen::Http(HttpVersion::Http1),
-            Detected::Http2 => return Seen::Http(HttpVersion::Http2),
-            Detected::Tls | Detected::Opaque => return Seen::Opaque,
-            Detected::NeedMore if length == before => {
-                // peek(2) is ready at once while bytes wait: give the rest time to arrive.
-                tokio::time::sleep(pause).await;
-                waited += pause;
-                pause = (pause * 2).min(LAST_PAUSE);
-            }
-            Detected::NeedMore => {
-                before = length;
-                waited = Duration::ZERO;
-            }
+        if let Some(found) = look(buffer.get(..length)?) {
+            return Some(found);
+        }
+        if length == before {
+            // peek(2) is ready at once while bytes wait: give the rest time to arrive.
+            tokio::time::sleep(pause).await;
+            waited += pause;
+            pause = (pause * 2).min(LAST_PAUSE);
+        } else {
+            before = length;
+            waited = Duration::ZERO;
         }
     }
-    Seen::Opaque
+    None
 }
 
 #[cfg(test)]

@@ -39,7 +39,9 @@ pub(super) async fn serve_plaintext(worker: &Rc<Worker>, accepted: Accepted) {
     let mode = workload
         .as_ref()
         .map_or(MtlsMode::Strict, |workload| workload.peer_policy.mode_of(target.port()));
-    if mode == MtlsMode::Strict || ports::is_mesh(target.port()) {
+    // Pods of other nodes that have left before cannot speak otherwise.
+    let is_refused = mode == MtlsMode::Strict && !worker.shared.capture.is_leaving();
+    if is_refused || ports::is_mesh(target.port()) {
         tracing::info!(pod = %pod.name, %peer, %target,
             "connection closed due to policy rejection");
         return reset_tcp(client);

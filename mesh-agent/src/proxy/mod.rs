@@ -10,7 +10,9 @@ mod flows;
 mod inbound;
 mod listener;
 mod outbound;
+mod sni;
 mod spread;
+mod target;
 mod worker;
 
 pub use spread::home;

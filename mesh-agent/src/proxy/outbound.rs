@@ -1,6 +1,7 @@
 //! Connections that an application of this node opens: where to, what do they speak, and then the
 //! HTTP engine or a plain copy.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,16 +9,18 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::copy::{self, Broken};
-use super::first_bytes::{Seen, first_bytes};
+use super::first_bytes::{Seen, first_bytes, server_name};
 use super::inbound::{count, unmapped};
 use super::listener::Accepted;
+use super::target::{Asked, NoTarget, Target, target, wants_sni};
 use super::worker::Worker;
-use crate::balance::{ActiveGuard, Ask, Live};
+use crate::balance::{ActiveGuard, Ask, Balancer, Choice, Live, OpenPermit, Picked};
 use crate::capture::Destination;
-use crate::http::{self, ConnectionFacts, HttpVersion};
-use crate::model::{Protocol, Service, SpiffeId, Workload};
+use crate::http::{self, ConnectionFacts, Detected, HttpVersion};
+use crate::model::{ConnectionPool, HashKey, Protocol, Service, SpiffeId, TrafficPolicy, Workload};
 use crate::telemetry::{ConnectionRecord, ConnectionStart, Layer, Reporter, ResponseFlag};
 use crate::tunnel::{LocalPod, OpenError, Quota, Security, UpstreamIo, reset_tcp};
 
@@ -25,14 +28,15 @@ use crate::tunnel::{LocalPod, OpenError, Quota, Security, UpstreamIo, reset_tcp}
 /// server that speaks first is heard. Clients of HTTP and TLS speak at once.
 const CLIENT_FIRST: Duration = Duration::from_millis(50);
 
+/// The same where only a name that the client has yet to say can open the way, and where a server that
+/// speaks first would be refused.
+const NAME_FIRST: Duration = Duration::from_secs(5);
+
 /// Bytes that are read at once of what such a server says.
 const GREETING: usize = 1024;
 
 /// Endpoints that one TCP connection tries before it is refused.
 const ATTEMPTS: usize = 3;
-
-/// Time for a connection when no `DestinationRule` says otherwise (Istio's mesh default).
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What is known about a captured connection once its destination is looked up.
 struct Facts {
@@ -47,15 +51,30 @@ struct Facts {
 }
 
 impl Facts {
-    fn start(&self, layer: Layer) -> ConnectionStart {
+    fn start(&self, layer: Layer, service: Option<&Arc<Service>>) -> ConnectionStart {
         ConnectionStart {
             reporter: Reporter::Source,
             source: Some(self.source.clone()),
             source_address: self.peer,
             destination_address: self.target,
-            service: self.service.as_ref().map(|(service, _)| service.clone()),
+            service: service.cloned(),
             layer,
             direct: false,
+        }
+    }
+
+    /// The service that the address stands for.
+    fn addressed(&self) -> Option<&Arc<Service>> {
+        self.service.as_ref().map(|(service, _)| service)
+    }
+
+    fn asked<'a>(&'a self, sni: Option<&'a str>) -> Asked<'a> {
+        Asked {
+            source: &self.source,
+            peer: self.peer.ip(),
+            dialled: self.target,
+            addressed: self.service.as_ref().map(|(service, port)| (service, *port)),
+            sni,
         }
     }
 }
@@ -88,28 +107,32 @@ pub(super) async fn serve(worker: &Rc<Worker>, accepted: Accepted) {
         tracing::debug!(pod = %pod.name, %peer, "connection without an original destination");
         return;
     };
-    let target = unmapped(address);
+    let dialled = unmapped(address);
     let Ok(client) = TcpStream::from_std(stream) else { return };
     let live = worker.shared.live.load_full();
     let Some(source) = live.snapshot.workloads_by_uid.get(&pod.uid).cloned() else {
         tracing::warn!(pod = %pod.name, "connection of a pod without configuration refused");
         return reset_tcp(client);
     };
-    let service = service_of(&live, target);
-    let protocol = protocol_of(&live, target, service.as_ref());
+    let service = live.snapshot.dialled_service(dialled, &source.name.namespace);
+    let service = service.map(|(service, port)| (service.clone(), port));
+    let protocol = protocol_of(&live, dialled, service.as_ref());
     let peer = unmapped(peer);
-    let facts = Facts { pod, source, live, peer, target, elsewhere, service };
+    let facts = Facts { pod, source, live, peer, target: dialled, elsewhere, service };
     let found = match protocol {
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
             // Declared HTTP: its client speaks first, and the preface tells the version.
             let version = match Box::pin(first_bytes(&client, http::detect_version)).await {
                 Seen::Http(version) => version,
-                Seen::Opaque => HttpVersion::Http1,
+                Seen::Tls | Seen::Opaque => HttpVersion::Http1,
             };
             Found::Http(version)
         }
-        Protocol::Tcp | Protocol::Tls => Box::pin(open_tcp(worker, &facts)).await,
-        Protocol::Detect => Box::pin(detect(worker, &facts, &client)).await,
+        Protocol::Tls if wants_sni(&facts.live.snapshot, &facts.asked(None)) => {
+            Box::pin(detect(worker, &facts, &client, only_tls)).await
+        }
+        Protocol::Tcp | Protocol::Tls => Box::pin(open_tcp(worker, &facts, None)).await,
+        Protocol::Detect => Box::pin(detect(worker, &facts, &client, http::detect)).await,
     };
     match found {
         Found::Http(version) => Box::pin(serve_http(worker, facts, client, version)).await,
@@ -118,28 +141,28 @@ pub(super) async fn serve(worker: &Rc<Worker>, accepted: Accepted) {
     }
 }
 
-/// The service that a dialled address stands for: a virtual address, or a headless endpoint.
-fn service_of(live: &Live, target: SocketAddr) -> Option<(Arc<Service>, u16)> {
-    let snapshot = &live.snapshot;
-    if let Some((service, port)) = snapshot.service_at(target) {
-        return Some((service.clone(), port.port));
-    }
-    let (key, port) = snapshot.headless_by_endpoint.get(&target)?;
-    Some((snapshot.services.get(key)?.clone(), *port))
-}
-
 /// What the destination speaks. An address of no service is looked at only where some service has
-/// HTTP on the same port number: only then could a `Host` choose a route (Istio's listener by port).
+/// HTTP on the same port number: only then could a `Host` choose a route (Istio's listener by port); the
+/// same with TLS and the server name.
 fn protocol_of(live: &Live, target: SocketAddr, service: Option<&(Arc<Service>, u16)>) -> Protocol {
     match service {
         Some((service, port)) => service.port(*port).map_or(Protocol::Tcp, |port| port.protocol),
         None if live.snapshot.http_ports.contains(&target.port()) => Protocol::Detect,
+        None if live.snapshot.external.has_sni(target.port()) => Protocol::Tls,
         None => Protocol::Tcp,
     }
 }
 
+/// Looks for TLS, and takes everything else for opaque.
+fn only_tls(bytes: &[u8]) -> Detected {
+    match http::detect(bytes) {
+        Detected::Http1 | Detected::Http2 => Detected::Opaque,
+        other => other,
+    }
+}
+
 async fn serve_http(worker: &Rc<Worker>, facts: Facts, client: TcpStream, version: HttpVersion) {
-    let mut record = worker.telemetry.connection(facts.start(Layer::Http));
+    let mut record = worker.telemetry.connection(facts.start(Layer::Http, facts.addressed()));
     record.established(None, None);
     let connection = ConnectionFacts {
         source: facts.source,
@@ -155,14 +178,22 @@ async fn serve_http(worker: &Rc<Worker>, facts: Facts, client: TcpStream, versio
 }
 
 /// Looks at the first bytes without stalling a server that speaks first.
-async fn detect(worker: &Rc<Worker>, facts: &Facts, client: &TcpStream) -> Found {
-    match tokio::time::timeout(CLIENT_FIRST, first_bytes(client, http::detect)).await {
+async fn detect(
+    worker: &Rc<Worker>,
+    facts: &Facts,
+    client: &TcpStream,
+    look: fn(&[u8]) -> Detected,
+) -> Found {
+    let is_shut = facts.service.is_none() && facts.live.snapshot.blocks(facts.target);
+    let patience = if is_shut { NAME_FIRST } else { CLIENT_FIRST };
+    match tokio::time::timeout(patience, first_bytes(client, look)).await {
         Ok(Seen::Http(version)) => return Found::Http(version),
-        Ok(Seen::Opaque) => return open_tcp(worker, facts).await,
+        Ok(Seen::Tls) => return open_tls(worker, facts, client).await,
+        Ok(Seen::Opaque) => return open_tcp(worker, facts, None).await,
         Err(_) => {}
     }
     // The client is silent: the server may be the one to begin. Open its side, and see who speaks.
-    let Found::Tcp(mut carried) = open_tcp(worker, facts).await else { return Found::Over };
+    let Found::Tcp(mut carried) = open_tcp(worker, facts, None).await else { return Found::Over };
     let mut greeting = vec![0; GREETING];
     tokio::select! {
         biased;
@@ -177,12 +208,25 @@ async fn detect(worker: &Rc<Worker>, facts: &Facts, client: &TcpStream) -> Found
                 Found::Over
             }
         },
-        seen = first_bytes(client, http::detect) => match seen {
+        seen = first_bytes(client, look) => match seen {
             // The idle connection was a guess: the engine makes its own.
             Seen::Http(version) => Found::Http(version),
-            Seen::Opaque => Found::Tcp(carried),
+            Seen::Tls if wants_sni(&facts.live.snapshot, &facts.asked(None)) => {
+                drop(carried);
+                open_tls(worker, facts, client).await
+            }
+            Seen::Tls | Seen::Opaque => Found::Tcp(carried),
         }
     }
+}
+
+/// Opens the upstream of TLS, which its server name may choose.
+async fn open_tls(worker: &Rc<Worker>, facts: &Facts, client: &TcpStream) -> Found {
+    let sni = match wants_sni(&facts.live.snapshot, &facts.asked(None)) {
+        true => server_name(client).await,
+        false => None,
+    };
+    open_tcp(worker, facts, sni.as_deref()).await
 }
 
 /// An open upstream and what it counts as.
@@ -194,20 +238,43 @@ struct Opened {
     peer: Option<SpiffeId>,
     /// Keeps the endpoint's count of active connections.
     _active: Option<ActiveGuard>,
+    /// Its place among the upstream's connections, if they are limited.
+    _place: Option<OpenPermit>,
+    /// How long it may last.
+    terms: Terms,
+}
+
+/// What the destination's policy says about how long a connection may last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Terms {
+    /// `tcp.idleTimeout`.
+    idle: Option<Duration>,
+    /// `tcp.maxConnectionDuration`.
+    most: Option<Duration>,
 }
 
 /// Opens the upstream of what is not HTTP, or says why not.
-async fn open_tcp(worker: &Rc<Worker>, facts: &Facts) -> Found {
-    let mut record = worker.telemetry.connection(facts.start(Layer::Tcp));
-    let error = match open(worker, facts).await {
+async fn open_tcp(worker: &Rc<Worker>, facts: &Facts, sni: Option<&str>) -> Found {
+    let found = target(&facts.live.snapshot, &facts.asked(sni), worker.draws.next());
+    let service = found.as_ref().map_or(facts.addressed(), Target::service);
+    let mut record = worker.telemetry.connection(facts.start(Layer::Tcp, service));
+    let opened = match found {
+        Ok(target) => open(worker, facts, target).await,
+        Err(error) => Err(error.into()),
+    };
+    let error = match opened {
         Ok(upstream) => {
             return Found::Tcp(Box::new(Carried { upstream, record, greeting: Vec::new() }));
         }
         Err(error) => error,
     };
     let flag = match error {
-        Failure::NoEndpoint => ResponseFlag::NoHealthyUpstream,
-        Failure::Open(OpenError::Limit(_)) => ResponseFlag::UpstreamOverflow,
+        Failure::NoEndpoint | Failure::Target(NoTarget::NoPort(_)) => {
+            ResponseFlag::NoHealthyUpstream
+        }
+        Failure::Target(NoTarget::Blocked) => ResponseFlag::NoRoute,
+        Failure::Target(NoTarget::NoCluster(_)) => ResponseFlag::NoCluster,
+        Failure::Overflow | Failure::Open(OpenError::Limit(_)) => ResponseFlag::UpstreamOverflow,
         Failure::Open(_) => ResponseFlag::UpstreamConnectFailure,
     };
     record.flag(flag);
@@ -220,54 +287,73 @@ enum Failure {
     #[error("no endpoint is ready")]
     NoEndpoint,
     #[error(transparent)]
+    Target(#[from] NoTarget),
+    #[error("the destination's connectionPool.tcp.maxConnections are in use by this pod")]
+    Overflow,
+    #[error(transparent)]
     Open(#[from] OpenError),
 }
 
 /// Opens the upstream of a TCP connection: the endpoint of a service, another one if that cannot be
 /// reached, or the very address that was dialled.
-async fn open(worker: &Rc<Worker>, facts: &Facts) -> Result<Opened, Failure> {
-    let snapshot = &facts.live.snapshot;
-    let pick = facts.service.as_ref().filter(|_| {
-        // A headless endpoint was chosen by the client.
-        snapshot.services_by_ip.contains_key(&facts.target.ip())
-    });
-    let Some((service, port)) = pick else {
-        let destination = snapshot.workloads_by_ip.get(&facts.target.ip()).cloned();
-        return open_at(worker, facts, facts.target, destination, CONNECT_TIMEOUT, None).await;
+async fn open(worker: &Rc<Worker>, facts: &Facts, target: Target<'_>) -> Result<Opened, Failure> {
+    let to = match target {
+        Target::Service(to) => to,
+        Target::Dialled { policy, .. } => {
+            let pods = &facts.live.snapshot.workloads_by_ip;
+            let to = (facts.target, pods.get(&facts.target.ip()).cloned());
+            return open_at(worker, facts, to, &policy.pool).await;
+        }
     };
-    let Some(port) = service.port(*port) else { return Err(Failure::NoEndpoint) };
-    let rule = snapshot.destination_rule(service, &facts.source.name.namespace);
-    let policy = rule.map(|rule| rule.policy(None, port.port).clone()).unwrap_or_default();
-    let mut last = Failure::NoEndpoint;
     let mut tried: Vec<SocketAddr> = Vec::new();
     if facts.elsewhere {
         let pods = worker.shared.pods.load();
         let is_direct = |address: &SocketAddr| pods.by_ip.contains_key(&address.ip());
-        tried.extend(port.endpoints.iter().map(|endpoint| endpoint.address).filter(is_direct));
+        tried.extend(to.port.endpoints.iter().map(|endpoint| endpoint.address).filter(is_direct));
     }
+    let balancer = facts.live.upstream(Ask::new(&facts.source, &to, facts.target));
+    open_balanced(worker, facts, (&balancer, to.policy), tried).await
+}
+
+/// Opens a connection to one of an upstream's endpoints, to another one if that cannot be reached.
+async fn open_balanced(
+    worker: &Rc<Worker>,
+    facts: &Facts,
+    (balancer, policy): (&Balancer<'_>, &TrafficPolicy),
+    mut tried: Vec<SocketAddr>,
+) -> Result<Opened, Failure> {
+    let place = match balancer.connections() {
+        Some(connections) => Some(connections.open().ok_or(Failure::Overflow)?),
+        None => None,
+    };
+    // Of a connection that is not HTTP, only the address can be the key.
+    let by_ip = policy.hash_key == Some(HashKey::SourceIp);
+    let hash = by_ip.then(|| http::hash_of_ip(facts.peer.ip()));
+    let mut last = Failure::NoEndpoint;
     for _ in 0..ATTEMPTS {
-        let picked = facts.live.pick(&Ask {
-            source: &facts.source,
-            service,
-            port,
-            subset: None,
-            policy: policy.load_balancer,
-            dialled: facts.target,
-            tried: &tried,
-            draw: worker.draws.next(),
-        });
+        let picked = balancer.pick(&Choice { tried: &tried, hash, draw: worker.draws.next() });
         let Some(picked) = picked.filter(|one| !tried.contains(&one.endpoint.address)) else {
             break;
         };
-        let endpoint = picked.endpoint;
+        let Picked { endpoint, active } = picked;
         tried.push(endpoint.address);
-        let active = Some(picked.active);
-        let timeout = policy.connect_timeout;
-        match open_at(worker, facts, endpoint.address, endpoint.workload, timeout, active).await {
-            Ok(opened) => return Ok(opened),
+        match open_at(worker, facts, (endpoint.address, endpoint.workload), &policy.pool).await {
+            Ok(mut opened) => {
+                active.answered(200);
+                (opened._active, opened._place) = (Some(active), place);
+                return Ok(opened);
+            }
             // Of the source: no other endpoint changes that.
             Err(error @ Failure::Open(OpenError::Limit(_))) => return Err(error),
-            Err(error) => last = error,
+            Err(error) => {
+                if let Failure::Open(
+                    OpenError::Timeout(_) | OpenError::Connect(..) | OpenError::Tunnel(..),
+                ) = &error
+                {
+                    active.unanswered();
+                }
+                last = error;
+            }
         }
     }
     Err(last)
@@ -276,29 +362,64 @@ async fn open(worker: &Rc<Worker>, facts: &Facts) -> Result<Opened, Failure> {
 async fn open_at(
     worker: &Rc<Worker>,
     facts: &Facts,
-    address: SocketAddr,
-    destination: Option<Arc<Workload>>,
-    timeout: Duration,
-    active: Option<ActiveGuard>,
+    (address, destination): (SocketAddr, Option<Arc<Workload>>),
+    pool: &ConnectionPool,
 ) -> Result<Opened, Failure> {
+    let timeout = pool.connect_timeout;
     let io = worker.upstream.open(&facts.pod, address, destination.as_deref(), timeout).await?;
+    if let Some(keepalive) = &pool.keepalive {
+        io.keep_alive(keepalive);
+    }
     let peer = match worker.upstream.security(address, destination.as_deref()) {
         Security::MutualTls(peer) | Security::SameNode(peer) => Some(peer),
         Security::Plaintext => None,
     };
-    Ok(Opened { io, destination, peer, _active: active })
+    let terms = Terms { idle: pool.tcp_idle_timeout, most: pool.max_connection_duration };
+    Ok(Opened { io, destination, peer, _active: None, _place: None, terms })
 }
 
-/// Copies until both sides are done.
+/// Copies until both sides are done, or the destination's policy ends the connection.
 async fn relay(quota: &Arc<Quota>, mut client: TcpStream, mut carried: Box<Carried>) {
     let Carried { upstream, record, greeting } = &mut *carried;
     record.established(upstream.destination.take(), upstream.peer.take());
-    let progress = |sent, received| count(record, received, sent);
+    let terms = upstream.terms;
+    let last = Cell::new(terms.idle.map(|_| Instant::now()));
+    let progress = |sent, received| {
+        if terms.idle.is_some() {
+            last.set(Some(Instant::now()));
+        }
+        count(record, received, sent);
+    };
     // Seen from the upstream, so that its greeting is the first to go.
     let copied = copy::bidirectional(&mut upstream.io, &mut client, greeting, quota, progress);
-    match copied.await.1 {
-        Ok(()) => {}
-        Err(Broken::Client) => reset_tcp(client),
-        Err(Broken::Upstream) => carried.upstream.io.reset(),
+    let ended = match terms {
+        Terms { idle: None, most: None } => Some(copied.await.1),
+        _ => tokio::select! {
+            copied = copied => Some(copied.1),
+            () = overdue(&last, terms) => None,
+        },
+    };
+    match ended {
+        Some(Ok(())) => {}
+        Some(Err(Broken::Client)) => reset_tcp(client),
+        Some(Err(Broken::Upstream)) => carried.upstream.io.reset(),
+        None => {
+            tracing::debug!("connection ended by its destination's connectionPool");
+            carried.upstream.io.reset();
+            reset_tcp(client);
+        }
+    }
+}
+
+/// Waits until the connection has idled, or lasted, for as long as it may.
+async fn overdue(last: &Cell<Option<Instant>>, terms: Terms) {
+    let end = terms.most.map(|most| Instant::now() + most);
+    loop {
+        let idle = last.get().zip(terms.idle).map(|(last, idle)| last + idle);
+        let Some(at) = [end, idle].into_iter().flatten().min() else { return };
+        if at <= Instant::now() {
+            return;
+        }
+        tokio::time::sleep_until(at).await;
     }
 }

@@ -24,6 +24,12 @@ pub enum ResponseFlag {
     UpstreamOverflow,
     /// `NR`: no route matched.
     NoRoute,
+    /// `DI`: a fault held the request up.
+    DelayInjected,
+    /// `FI`: a fault answered the request.
+    FaultInjected,
+    /// `RL`: a rate limit answered the request.
+    RateLimited,
     /// `DC`: the client went away.
     DownstreamClosed,
     /// `URX`: all retries were used.
@@ -37,7 +43,7 @@ pub enum ResponseFlag {
 }
 
 /// All flags in Envoy's order.
-const ALL: [(ResponseFlag, &str); 13] = [
+const ALL: [(ResponseFlag, &str); 16] = [
     (ResponseFlag::NoHealthyUpstream, "UH"),
     (ResponseFlag::UpstreamTimeout, "UT"),
     (ResponseFlag::LocalReset, "LR"),
@@ -46,6 +52,9 @@ const ALL: [(ResponseFlag, &str); 13] = [
     (ResponseFlag::UpstreamClosed, "UC"),
     (ResponseFlag::UpstreamOverflow, "UO"),
     (ResponseFlag::NoRoute, "NR"),
+    (ResponseFlag::DelayInjected, "DI"),
+    (ResponseFlag::FaultInjected, "FI"),
+    (ResponseFlag::RateLimited, "RL"),
     (ResponseFlag::DownstreamClosed, "DC"),
     (ResponseFlag::RetriesExhausted, "URX"),
     (ResponseFlag::DownstreamProtocolError, "DPE"),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 
 use super::flags::ResponseFlags;
-use crate::model::{Service, Workload};
+use crate::model::{RateLimit, Service, Workload};
 
 const UNKNOWN: &str = "unknown";
 /// `destination_service_name` of traffic to no service of the mesh.
@@ -75,6 +75,17 @@ pub(super) struct RequestLabels {
     pub(super) response_flags: ResponseFlags,
 }
 
+/// Labels of `malha_rate_limited_requests_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct LimitLabels {
+    /// `namespace/name` of the `RateLimit`.
+    rate_limit: String,
+    /// Which one of its limits.
+    limit: Arc<str>,
+    source_workload: Arc<str>,
+    source_workload_namespace: Arc<str>,
+}
+
 /// Labels of `istio_tcp_*`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct TcpLabels {
@@ -91,6 +102,17 @@ pub(super) struct Parties<'a> {
     pub(super) service: Option<&'a Service>,
     pub(super) protocol: &'static str,
     pub(super) mutual_tls: bool,
+}
+
+impl LimitLabels {
+    pub(super) fn new(limit: &RateLimit, source: &Workload) -> Self {
+        Self {
+            rate_limit: format!("{}/{}", limit.object.namespace, limit.object.name),
+            limit: Arc::clone(&limit.name),
+            source_workload: workload_name(source).into(),
+            source_workload_namespace: Arc::clone(&source.name.namespace),
+        }
+    }
 }
 
 impl CommonLabels {

@@ -14,7 +14,7 @@ use prometheus_client::registry::Registry;
 use rustc_hash::FxHashMap;
 
 use super::connection::{ConnectionRecord, ConnectionStart, ConnectionView, Table};
-use super::labels::{RequestLabels, TcpLabels};
+use super::labels::{LimitLabels, RequestLabels, TcpLabels};
 use super::request::{RequestRecord, RequestStart, SeriesKey};
 
 /// Envoy's default histogram bounds in milliseconds; Istio's dashboards are made for them.
@@ -51,6 +51,7 @@ type Durations = Family<RequestLabels, Histogram, fn() -> Histogram>;
 pub struct Metrics {
     pub(super) requests: Family<RequestLabels, Counter>,
     pub(super) durations: Durations,
+    pub(super) rate_limited: Family<LimitLabels, Counter>,
     pub(super) tcp_sent: Family<TcpLabels, Counter>,
     pub(super) tcp_received: Family<TcpLabels, Counter>,
     pub(super) tcp_opened: Family<TcpLabels, Counter>,
@@ -85,6 +86,7 @@ impl Metrics {
         let metrics = Self {
             requests: Family::default(),
             durations,
+            rate_limited: Family::default(),
             tcp_sent: Family::default(),
             tcp_received: Family::default(),
             tcp_opened: Family::default(),
@@ -97,6 +99,11 @@ impl Metrics {
             "istio_request_duration_milliseconds",
             "Time from the request's head to the end of its response",
             metrics.durations.clone(),
+        );
+        registry.register(
+            "malha_rate_limited_requests",
+            "Requests that a RateLimit refused",
+            metrics.rate_limited.clone(),
         );
         for (name, help, family) in [
             ("istio_tcp_sent_bytes", "Bytes sent to clients", &metrics.tcp_sent),

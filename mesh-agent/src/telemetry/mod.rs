@@ -8,12 +8,14 @@
 //! never blocks on anything but an uncontended lock.
 
 mod connection;
+mod ejections;
 mod flags;
 mod labels;
 mod metrics;
 mod request;
 
 pub use connection::{ConnectionRecord, ConnectionStart, ConnectionView, Layer};
+pub use ejections::{EjectionRow, register_ejections};
 pub use flags::{ResponseFlag, ResponseFlags};
 pub use labels::Reporter;
 pub use metrics::{Metrics, Telemetry};

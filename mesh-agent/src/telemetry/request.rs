@@ -11,9 +11,9 @@ use tokio::time::Instant;
 use tracing::Level;
 
 use super::flags::{ResponseFlag, ResponseFlags};
-use super::labels::{CommonLabels, Parties, Reporter, RequestLabels};
+use super::labels::{CommonLabels, LimitLabels, Parties, Reporter, RequestLabels};
 use super::metrics::Telemetry;
-use crate::model::{Endpoint, Service, Workload};
+use crate::model::{Endpoint, RateLimit, Service, Workload};
 
 /// What is known when a request's head has arrived.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +55,7 @@ struct LogFields {
     details: String,
     upstream: Option<SocketAddr>,
     request_id: String,
+    rate_limit: Option<String>,
 }
 
 /// Identifies a series by pointers, so that the hot path hashes no strings.
@@ -87,6 +88,7 @@ impl RequestRecord {
                 details: "via_upstream".to_owned(),
                 upstream: None,
                 request_id: String::new(),
+                rate_limit: None,
             })
         });
         Self {
@@ -153,6 +155,16 @@ impl RequestRecord {
         self.key.code = status.as_u16();
     }
 
+    /// The rate limit that refuses the request, which is counted at once.
+    pub fn rate_limited(&mut self, limit: &RateLimit) {
+        let labels = LimitLabels::new(limit, &self.key.source.0);
+        self.telemetry.0.metrics.rate_limited.get_or_create(&labels).inc();
+        if let Some(log) = &mut self.log {
+            let object = &limit.object;
+            log.rate_limit = Some(format!("{}/{} {}", object.namespace, object.name, limit.name));
+        }
+    }
+
     /// Adds a flag.
     pub fn flag(&mut self, flag: ResponseFlag) {
         self.key.flags.insert(flag);
@@ -209,6 +221,7 @@ impl RequestRecord {
             duration = milliseconds,
             upstream_host = log.upstream.map(tracing::field::display),
             request_id = log.request_id,
+            rate_limit = log.rate_limit,
             source = %self.key.source.0.name,
             destination = self.key.destination.as_ref().map(|pod| tracing::field::display(&pod.0.name)),
             "request complete"
@@ -328,6 +341,7 @@ pub(super) mod tests {
             let endpoint = Endpoint {
                 address: ([10, 0, 0, 1], 80).into(),
                 workload: Some(destination.clone()),
+                labels: None,
                 readiness: Readiness::Ready,
             };
             record.upstream(&endpoint, true);

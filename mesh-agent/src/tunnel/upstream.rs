@@ -26,7 +26,7 @@ use super::{ClientTls, ConnectHead, Pool, PoolKey, TunnelError, TunnelStream};
 use crate::balance::{Draws, LiveHandle};
 use crate::capture::{Capture, PodNet};
 use crate::identity::{Credentials, Identities};
-use crate::model::{SpiffeId, Workload};
+use crate::model::{Keepalive, SpiffeId, Workload};
 
 /// A pod of this node whose sockets are captured.
 #[derive(Debug)]
@@ -236,12 +236,12 @@ impl Upstream {
     /// The next client of the pod's sees for itself that an address outside the mesh cannot be
     /// reached, and may go on to another one.
     fn leave_to_kernel(&self, source: &LocalPod, target: SocketAddr) {
-        let is_outside = |target| self.live.load().snapshot.is_outside(target);
-        if is_outside(target) {
+        let is_left = |target| self.live.load().snapshot.leaves_alone(target);
+        if is_left(target) {
             self.capture.leave_unreached(&source.net, target);
             // It may have come to the mesh while this was written.
-            if !is_outside(target) {
-                self.capture.keep_unreached(is_outside);
+            if !is_left(target) {
+                self.capture.keep_unreached(is_left);
             }
         }
     }
@@ -368,6 +368,25 @@ impl UpstreamIo {
         match &self.carrier {
             Carrier::Tcp(_) => None,
             Carrier::Tunnel(stream) => Some(stream.retired()),
+        }
+    }
+
+    /// Has the kernel look after a peer that is silent (tcp(7), `SO_KEEPALIVE`). A tunnel has its own
+    /// ways, and is not touched.
+    pub fn keep_alive(&self, keepalive: &Keepalive) {
+        let Carrier::Tcp(stream) = &self.carrier else { return };
+        let mut settings = socket2::TcpKeepalive::new();
+        if let Some(time) = keepalive.time {
+            settings = settings.with_time(time);
+        }
+        if let Some(interval) = keepalive.interval {
+            settings = settings.with_interval(interval);
+        }
+        if let Some(probes) = keepalive.probes {
+            settings = settings.with_retries(probes);
+        }
+        if let Err(error) = socket2::SockRef::from(stream).set_tcp_keepalive(&settings) {
+            tracing::debug!(%error, "keep-alive not set");
         }
     }
 

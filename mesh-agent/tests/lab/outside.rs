@@ -307,3 +307,42 @@ fn exclusions(lab: &Lab, far: &Pod) {
         (outcome(&stranger, &[&url]) == "own 0").then_some(())
     });
 }
+
+/// As Istio's installations have it.
+const REGISTRY_ONLY: &str = "
+apiVersion: v1
+kind: ConfigMap
+metadata: { name: istio, namespace: istio-system }
+data:
+  mesh: |
+    outboundTrafficPolicy: { mode: REGISTRY_ONLY }
+";
+
+#[test]
+fn only_what_is_known_is_reached_where_the_mesh_says_so() {
+    let Some(lab) = support::lab(2) else { return };
+    let external = External::start(&lab);
+    support::apply(&lab, &[SHOP, OUTSIDE].join("\n---\n"), SHOP_PODS);
+    lab.wait_all_ready().unwrap();
+    let (client, stranger) =
+        (lab.pod("shop/client").unwrap(), lab.pod("outside/stranger").unwrap());
+    let tls = format!("https://{}/", SocketAddr::new(external.address(true), 8443));
+    let plain = format!("http://{}/", external.address(true));
+    let status = ["-o", "/dev/null", "-w", "%{http_code}", &plain];
+    let reaches = |pod: &Pod| outcome(pod, &["-k", &tls]).ends_with(" 0");
+    assert!(reaches(&client) && reaches(&stranger));
+    // Nobody listens, so that the kernel is left to say it to the next client.
+    support::eventually("the kernel's own refusal", || {
+        (outcome(&client, &status) == "000 7").then_some(())
+    });
+    support::apply(&lab, REGISTRY_ONLY, &[]);
+    support::eventually("what is outside is refused", || (!reaches(&client)).then_some(()));
+    assert_eq!(outcome(&client, &status), "502 0");
+    assert!(reaches(&stranger), "it is not in the mesh");
+    for name in ["plain.outside", "echo.shop", "alias.outside"] {
+        let url = format!("http://{name}/");
+        assert!(outcome(&client, &[&url]).ends_with(" 0"), "{name}");
+    }
+    lab.delete_manifests(REGISTRY_ONLY).unwrap();
+    support::eventually("it is reached again", || reaches(&client).then_some(()));
+}

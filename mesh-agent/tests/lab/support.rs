@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use mesh_agent::identity::LocalCa;
 use serde_json::Value;
-use xtask::lab::{Lab, Pod};
+use xtask::lab::{Lab, LabBuilder, Pod};
 
 /// Ten times what anything here takes on a quiet machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -19,13 +19,21 @@ pub(crate) fn lab(workers: usize) -> Option<Lab> {
 
 /// The same, with more arguments for the agents.
 pub(crate) fn lab_with(workers: usize, arguments: &[&str]) -> Option<Lab> {
+    built(|lab| lab.workers(workers).agent_arguments(arguments))
+}
+
+/// The same with two workers, whose agents log so much.
+pub(crate) fn lab_logged(level: &str) -> Option<Lab> {
+    built(|lab| lab.log_level(level))
+}
+
+fn built(chosen: impl FnOnce(LabBuilder) -> LabBuilder) -> Option<Lab> {
     if let Some(reason) = xtask::lab::missing_privileges() {
         xtask::test::skipped(&format!("lab: {reason}"));
         return None;
     }
     let agent = Path::new(env!("CARGO_BIN_EXE_mesh-agent"));
-    let lab = Lab::builder().nodes(2).workers(workers).agent(agent);
-    let lab = lab.agent_arguments(arguments).build();
+    let lab = chosen(Lab::builder().nodes(2).agent(agent)).build();
     Some(lab.expect("the lab comes up"))
 }
 
@@ -232,7 +240,11 @@ metadata: { name: near, namespace: shop, labels: { app: echo, version: near } }
 spec:
   nodeName: node1
   serviceAccountName: echo
-  containers: [{ name: main, image: malha/echo, args: ["--http", "8080", "--tcp", "9000"] }]
+  containers:
+    - name: main
+      image: malha/echo
+      args: ["--http", "8080", "--tcp", "9000"]
+      readinessProbe: { tcpSocket: { port: 8080 } }
 ---
 kind: Pod
 apiVersion: v1
@@ -240,7 +252,11 @@ metadata: { name: far, namespace: shop, labels: { app: echo, version: far } }
 spec:
   nodeName: node2
   serviceAccountName: echo
-  containers: [{ name: main, image: malha/echo, args: ["--http", "8080", "--tcp", "9000"] }]
+  containers:
+    - name: main
+      image: malha/echo
+      args: ["--http", "8080", "--tcp", "9000"]
+      readinessProbe: { tcpSocket: { port: 8080 } }
 ---
 kind: Service
 apiVersion: v1

@@ -17,8 +17,14 @@ use crate::tool::output;
 
 const PODS: &str = include_str!("../../../bench/peers/pods.yaml");
 /// Namespace and the values of its labels `istio.io/dataplane-mode` and `malha.dev/same-node`.
-const NAMESPACES: [(&str, &str, &str); 3] =
-    [("mesh", "malha", "proxied"), ("direct", "malha", "direct"), ("plain", "none", "proxied")];
+const NAMESPACES: [(&str, &str, &str); 4] = [
+    ("mesh", "malha", "proxied"),
+    ("shaped", "malha", "proxied"),
+    ("direct", "malha", "direct"),
+    ("plain", "none", "proxied"),
+];
+/// Retries, time-outs, limits, outlier detection and a mirror for the servers of `shaped`.
+const SHAPED: &str = include_str!("../../../bench/peers/shaped.yaml");
 
 /// How many threads serve in each agent and in each rival, and on which cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +49,8 @@ pub(super) enum Way {
     Direct,
     /// The mesh.
     Mesh,
+    /// The mesh, in a namespace whose routes and destinations ask for much.
+    Shaped,
     /// The mesh, in a namespace whose pods of one node reach each other past the agent.
     PastAgent,
     /// A proxy or a pair of them between pods outside the mesh.
@@ -89,15 +97,22 @@ impl Ground {
             .log_level("warn,mesh_agent::agent=info")
             .agent(&built.mesh_agent)
             .build()?;
-        for (namespace, mode, same_node) in NAMESPACES {
+        let is_shaped = ways.contains(&Way::Shaped);
+        let wanted = |name: &str| is_shaped || name != namespace(Way::Shaped);
+        for (namespace, mode, same_node) in NAMESPACES.into_iter().filter(|(name, ..)| wanted(name))
+        {
             let pods = PODS.replace("NAMESPACE", namespace).replace("MODE", mode);
             let pods = pods.replace("SAME_NODE", same_node);
             lab.apply(&pods.replace("ECHO", &path(&built.echo)))?;
         }
+        if is_shaped {
+            lab.apply(SHAPED)?;
+        }
         lab.wait_all_ready()?;
         let mut ground = Self { rivals: BTreeMap::new(), lab, load: path(&built.load), setting };
-        let pods: Vec<Pod> = ["mesh", "direct"]
+        let pods: Vec<Pod> = ["mesh", "shaped", "direct"]
             .iter()
+            .filter(|name| wanted(name))
             .flat_map(|namespace| {
                 ["client", "far", "near"].map(|name| format!("{namespace}/{name}"))
             })
@@ -216,7 +231,7 @@ impl Ground {
     pub(super) fn proxies(&self, way: Way) -> anyhow::Result<Vec<u32>> {
         Ok(match way {
             Way::Direct => Vec::new(),
-            Way::Mesh | Way::PastAgent => {
+            Way::Mesh | Way::Shaped | Way::PastAgent => {
                 let agents = self.lab.nodes();
                 agents.iter().filter_map(|node| self.lab.agent_pid(node)).collect()
             }
@@ -235,6 +250,7 @@ impl Ground {
 fn namespace(way: Way) -> &'static str {
     match way {
         Way::Mesh => "mesh",
+        Way::Shaped => "shaped",
         Way::PastAgent => "direct",
         Way::Direct | Way::Rival(_) => "plain",
     }

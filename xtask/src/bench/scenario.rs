@@ -113,6 +113,13 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         ..PLAIN
     },
     Scenario {
+        name: "l7-shaped",
+        about: "as l7-http1, beside a service with retries, limits, ejection and a mirror of 1 %",
+        words: KEPT,
+        ways: &[Way::Direct, Way::Mesh, Way::Shaped],
+        ..PLAIN
+    },
+    Scenario {
         name: "l7-http2",
         about: "1 KiB answers, 64 at once over 4 HTTP/2 connections, mutual TLS between two nodes",
         port: HTTP2,
@@ -379,6 +386,7 @@ impl Way {
         match self {
             Self::Direct => "no mesh",
             Self::Mesh => "malha",
+            Self::Shaped => "malha shaped",
             Self::PastAgent => "malha direct",
             Self::Rival(name) => name,
         }
@@ -395,7 +403,7 @@ mod tests {
         for scenario in SCENARIOS {
             let known = |way: &Way| match way {
                 Way::Rival(name) => RIVALS.iter().any(|rival| rival.name == *name),
-                Way::Direct | Way::Mesh | Way::PastAgent => true,
+                Way::Direct | Way::Mesh | Way::Shaped | Way::PastAgent => true,
             };
             assert!(scenario.ways.iter().all(known), "{}", scenario.name);
             assert!(scenario.ways.contains(&Way::Mesh), "{}", scenario.name);

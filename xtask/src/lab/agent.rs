@@ -3,6 +3,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, SystemTime};
@@ -31,6 +32,8 @@ pub(super) struct AgentOptions {
     pub(super) program: PathBuf,
     pub(super) workers: usize,
     pub(super) log_level: String,
+    /// Who is asked for names.
+    pub(super) dns_server: Ipv4Addr,
     /// Added at the end of every command line.
     pub(super) more: Vec<String>,
 }
@@ -95,6 +98,7 @@ impl Agent {
         command.args(["--workers", &options.workers.to_string()]);
         command.arg("--ca-cert").arg(&files.ca.0).arg("--ca-key").arg(&files.ca.1);
         command.args(["--trust-domain", TRUST_DOMAIN, "--log-level", &options.log_level]);
+        command.args(["--dns-server", &options.dns_server.to_string()]);
         command.args(&options.more).env(TUNABLES.0, TUNABLES.1);
         detach(&mut command, &log)?;
         let started = SystemTime::now();

@@ -8,6 +8,7 @@ use clap::Subcommand;
 
 use super::server::{ServeOptions, Served, serve};
 use super::{RUN, text};
+use crate::kube::cli::KubeCommand;
 use crate::tool::say;
 
 /// Name of the lab when none is given.
@@ -86,6 +87,9 @@ pub enum LabCommand {
         #[arg(long, default_value = DEFAULT_NAME)]
         name: String,
     },
+    /// Real Kubernetes: API server alone, or whole clusters
+    #[command(subcommand)]
+    Kube(KubeCommand),
     /// Own a lab until told to stop: what `up` leaves in the background
     #[command(hide = true)]
     Serve {
@@ -130,6 +134,7 @@ pub fn run(command: LabCommand) -> anyhow::Result<()> {
             Ok(())
         }
         LabCommand::Down { name } => Served::named(&name).down(),
+        LabCommand::Kube(command) => crate::kube::cli::run(command),
         LabCommand::Serve { nodes, workers, name, agent } => {
             serve(&ServeOptions { name, nodes, workers, agent })
         }

@@ -18,7 +18,7 @@ use super::plan::{Plan, Probe};
 
 const START: &str = include_str!("container.sh");
 /// Moves itself into a cgroup, then becomes another program.
-pub(super) const JOIN: &str = "echo 0 >\"$1\" && shift && exec \"$@\"";
+pub(crate) const JOIN: &str = "echo 0 >\"$1\" && shift && exec \"$@\"";
 /// First pause before a container that ended is started again; doubled each time.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LAST_BACKOFF: Duration = Duration::from_secs(10);

@@ -4,7 +4,7 @@
 //! process and end with it.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::host;
 use super::topology::Node;
 use super::zone::Zone;
+use super::{Lab, host};
 
 const PORT: u16 = 53;
 /// How long a thread that should end may go on waiting.
@@ -67,6 +67,19 @@ impl Drop for Resolvers {
             // A panic there was printed there.
             let _ = thread.join();
         }
+    }
+}
+
+impl Lab {
+    /// Has the cluster's name server answer for a name outside the cluster, from now on with these
+    /// addresses; with none, the name has none.
+    ///
+    /// # Errors
+    /// The lab is broken.
+    pub fn set_name(&self, name: &str, ips: &[IpAddr]) -> anyhow::Result<()> {
+        let mut state = self.shared.lock();
+        state.names.insert(name.to_lowercase(), ips.to_vec());
+        state.sync(&self.shared)
     }
 }
 

@@ -80,7 +80,10 @@ impl Drop for Ground {
 }
 
 /// Where cgroup v2 is mounted: alone at `/sys/fs/cgroup`, or beside v1.
-pub(super) fn cgroup_mount() -> anyhow::Result<PathBuf> {
+///
+/// # Errors
+/// It is not mounted.
+pub(crate) fn cgroup_mount() -> anyhow::Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("read the list of mounts")?;
     mounts
         .lines()
@@ -102,16 +105,24 @@ fn lock_file(id: LabId) -> PathBuf {
 
 /// The lock of this lab, if nobody holds it.
 fn try_claim(id: LabId) -> anyhow::Result<Option<File>> {
-    let path = lock_file(id);
+    claim_lock(&lock_file(id))
+}
+
+/// A lock in a file that whoever frees it removes; `None` if somebody holds it.
+///
+/// # Errors
+/// The file or its folder cannot be made.
+pub(crate) fn claim_lock(path: &Path) -> anyhow::Result<Option<File>> {
+    let folder = path.parent().context("a lock without a folder")?;
     // A guardian that ends may remove the folder or the file under our hands: try again.
     for _ in 0..8 {
-        fs::create_dir_all(RUN).with_context(|| format!("make {RUN}"))?;
-        let Ok(file) = OpenOptions::new().create(true).append(true).open(&path) else { continue };
+        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+        let Ok(file) = OpenOptions::new().create(true).append(true).open(path) else { continue };
         if file.try_lock().is_err() {
             return Ok(None);
         }
         let ours = file.metadata()?.ino();
-        if fs::metadata(&path).is_ok_and(|meta| meta.ino() == ours) {
+        if fs::metadata(path).is_ok_and(|meta| meta.ino() == ours) {
             return Ok(Some(file));
         }
     }

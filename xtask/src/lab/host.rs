@@ -19,20 +19,20 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Where `ip netns` keeps namespaces by name.
 const NAMED_NETNS: &str = "/run/netns";
 /// What containers and the lab's own scripts find programs by.
-pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A program by name, also where only administrators' PATH would find it.
-pub(super) fn command(program: &str) -> Command {
+pub(crate) fn command(program: &str) -> Command {
     Command::new(find(program).unwrap_or_else(|| program.into()))
 }
 
 /// Path of a named network namespace.
-pub(super) fn netns_path(name: &str) -> PathBuf {
+pub(crate) fn netns_path(name: &str) -> PathBuf {
     Path::new(NAMED_NETNS).join(name)
 }
 
 /// Runs lines of `ip` commands as one process, in a namespace if one is given.
-pub(super) fn ip(netns: Option<&str>, lines: &[String]) -> anyhow::Result<()> {
+pub(crate) fn ip(netns: Option<&str>, lines: &[String]) -> anyhow::Result<()> {
     let mut command = command("ip");
     if let Some(name) = netns {
         command.args(["-n", name]);
@@ -77,7 +77,7 @@ pub(super) fn within<T: Send>(
 }
 
 /// Sets kernel settings of a namespace, given as paths below `/proc/sys/net`.
-pub(super) fn sysctl(netns: &str, settings: &[(&str, &str)]) -> anyhow::Result<()> {
+pub(crate) fn sysctl(netns: &str, settings: &[(&str, &str)]) -> anyhow::Result<()> {
     within(&netns_path(netns), || {
         for (path, value) in settings {
             fs::write(Path::new("/proc/sys/net").join(path), value)

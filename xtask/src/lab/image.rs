@@ -3,18 +3,17 @@
 //! An image is a few files on top of the machine's own file system and the command that its
 //! maker gave it. There are no registries and no layers.
 
+mod bookinfo;
 mod servers;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 
-use crate::tool::{installed, output, say, shown};
+use crate::tool::installed;
 
 /// Where programs that are built here appear in a container.
 const LOCAL_BIN: &str = "/usr/local/bin";
-/// Later versions embed a script language whose module not every proxy serves.
-const FORTIO: &str = "v1.66.5";
 /// Ports of `malha/echo` without arguments: HTTP (1.1, 2, gRPC, WebSocket), echoed TCP.
 const ECHO: [&str; 4] = ["--http", "8080", "--tcp", "9000"];
 
@@ -25,6 +24,8 @@ pub(super) struct Image {
     pub(super) entrypoint: Vec<String>,
     /// Replaced by the manifest's `args`, dropped with its `command`.
     pub(super) arguments: Vec<String>,
+    /// Variables; the manifest's own win.
+    pub(super) environment: Vec<(String, String)>,
     /// Files that the image has: path in the container, contents.
     pub(super) files: Vec<(&'static str, String)>,
     /// Programs of this machine: where they are, path in the container.
@@ -49,9 +50,10 @@ pub(super) fn look_up(image: &str) -> anyhow::Result<Image> {
 fn entry(image: &str) -> anyhow::Result<Image> {
     let (name, tag) = split(image);
     match name {
-        "nginx" => nginx("/dev/stdout", None),
-        "wesleywillians/nginx-ab" if tag == "b" => nginx("off", Some("Full Cycle B")),
-        "wesleywillians/nginx-ab" => nginx("off", Some("Full Cycle A")),
+        "nginx" => nginx(None),
+        "wesleywillians/nginx-ab" if tag == "b" => nginx(Some("Full Cycle B")),
+        "wesleywillians/nginx-ab" => nginx(Some("Full Cycle A")),
+        "wesleywillians/circuit-breaker-example-go" => servicex(tag),
         "curlimages/curl" => {
             installed("curl")?;
             // The real one runs curl and ends; a client that stays is what people want of it.
@@ -68,18 +70,26 @@ fn entry(image: &str) -> anyhow::Result<Image> {
         "fortio/fortio" => Ok(Image {
             entrypoint: vec!["/usr/bin/fortio".into()],
             arguments: vec!["server".into()],
-            programs: vec![(fortio()?, "/usr/bin/fortio".into())],
+            programs: vec![(crate::peers::fortio()?, "/usr/bin/fortio".into())],
             ..Image::default()
         }),
         "postgres" => servers::postgres(),
         "mariadb" => servers::mariadb(),
         "redis" => servers::redis(),
         "eclipse-mosquitto" => servers::mosquitto(),
-        _ => anyhow::bail!(
-            "{image} is not among the lab's images: nginx, wesleywillians/nginx-ab (:b), \
-             curlimages/curl, malha/echo, fortio/fortio, postgres, mariadb, redis, \
-             eclipse-mosquitto, busybox, alpine, debian"
-        ),
+        _ => match bookinfo::arguments(name) {
+            Some(arguments) => {
+                built_here("malha-echo")?;
+                let entrypoint = vec!["malha-echo".into()];
+                Ok(Image { entrypoint, arguments, ..Image::default() })
+            }
+            None => anyhow::bail!(
+                "{image} is not among the lab's images: nginx, wesleywillians/nginx-ab (:b), \
+                 wesleywillians/circuit-breaker-example-go (:error-504), curlimages/curl, \
+                 malha/echo, fortio/fortio, istio/examples-bookinfo-*, postgres, mariadb, redis, \
+                 eclipse-mosquitto, busybox, alpine, debian"
+            ),
+        },
     }
 }
 
@@ -94,9 +104,9 @@ fn split(image: &str) -> (&str, &str) {
     (name.strip_prefix("library/").unwrap_or(name), tag)
 }
 
-fn nginx(access_log: &str, page: Option<&str>) -> anyhow::Result<Image> {
+fn nginx(page: Option<&str>) -> anyhow::Result<Image> {
     let program = installed("nginx")?;
-    let main = include_str!("image/nginx.conf").replace("ACCESS_LOG", access_log);
+    let main = include_str!("image/nginx.conf").into();
     let mut files = vec![
         ("/etc/nginx/nginx.conf", main),
         ("/etc/nginx/conf.d/default.conf", include_str!("image/default.conf").into()),
@@ -108,7 +118,19 @@ fn nginx(access_log: &str, page: Option<&str>) -> anyhow::Result<Image> {
         entrypoint: vec![program.to_string_lossy().into_owned()],
         arguments: words(&["-g", "daemon off;"]),
         files,
-        programs: Vec::new(),
+        ..Image::default()
+    })
+}
+
+/// The tutorial's server behind a circuit breaker; the tag `error-504` is the one that fails.
+fn servicex(tag: &str) -> anyhow::Result<Image> {
+    let fails = tag == "error-504";
+    let program = "/usr/local/bin/servicex";
+    Ok(Image {
+        entrypoint: vec![program.into()],
+        environment: if fails { vec![("error".into(), "yes".into())] } else { Vec::new() },
+        programs: vec![(built_here("malha-servicex")?, program.into())],
+        ..Image::default()
     })
 }
 
@@ -125,27 +147,6 @@ pub(super) fn built_here(program: &str) -> anyhow::Result<PathBuf> {
         .map(|dir| dir.join(program))
         .find(|path| path.is_file())
         .with_context(|| format!("{program} is not built: run `cargo xtask build`"))
-}
-
-/// Builds fortio from its Go module once.
-fn fortio() -> anyhow::Result<PathBuf> {
-    let dir = crate::peers::cache().join(format!("fortio-{FORTIO}"));
-    let path = dir.join("fortio");
-    if path.is_file() {
-        return Ok(path);
-    }
-    let go = crate::peers::go()?;
-    std::fs::create_dir_all(&dir)?;
-    let mut command = std::process::Command::new(go);
-    command
-        .args(["install", &format!("fortio.org/fortio@{FORTIO}")])
-        .env("GOBIN", &dir)
-        .env("CGO_ENABLED", "0")
-        .current_dir("/");
-    say(&format!("$ {}", shown(&command)));
-    output(&mut command).context("build fortio")?;
-    ensure!(path.is_file(), "go has built no {}", path.display());
-    Ok(path)
 }
 
 #[cfg(test)]

@@ -9,20 +9,21 @@
 //! [`manifest`] and [`cluster`] (objects), [`service`], [`virtual_ip`], [`zone`], [`dns`]
 //! (Services), [`image`], [`plan`], [`container`], [`pod`], [`kubelet`] (pods), [`publish`]
 //! (the agents' configuration folder), [`agent`], [`wire`] and [`pcap`] (proof), [`handle`] (what
-//! tests hold), [`server`] and [`cli`] (a lab in the background).
+//! tests hold), [`load`] (requests), [`server`] and [`cli`] (a lab in the background).
 //!
 //! Invariant: whatever a lab makes is named after its number and removed by its guardian.
 
 mod agent;
 pub mod cli;
 mod cluster;
-mod container;
+pub(crate) mod container;
 mod dns;
-mod ground;
+pub(crate) mod ground;
 mod handle;
-mod host;
+pub(crate) mod host;
 mod image;
 mod kubelet;
+mod load;
 mod manifest;
 mod names;
 pub mod pcap;
@@ -38,7 +39,7 @@ mod zone;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -61,6 +62,7 @@ pub use agent::TRUST_DOMAIN;
 pub use cluster::Change;
 pub use handle::{Conversation, Pod};
 pub use host::wait_for;
+pub use load::{Line, Load};
 pub use manifest::Key;
 pub use names::LabId;
 pub use pcap::WireReport;
@@ -166,12 +168,13 @@ impl LabBuilder {
         let resolvers = Resolvers::start(&nodes, id.dns().0, &zone)?;
         let config = run.join("config");
         let publisher = Publisher::new(config.clone(), run.join("draft"))?;
-        let (files, options) = self.prepare_agents(&run, config)?;
+        let (files, options) = self.prepare_agents(&run, config, id.dns().0)?;
         let state = State {
             cluster: Cluster::new(id),
             kubelet: Kubelet::new(id, run.clone(), nodes.clone()),
             publisher,
             rules: String::new(),
+            names: BTreeMap::new(),
             agents: BTreeMap::new(),
             published: SystemTime::now(),
         };
@@ -203,6 +206,7 @@ impl LabBuilder {
         &self,
         run: &Path,
         config: PathBuf,
+        dns_server: Ipv4Addr,
     ) -> anyhow::Result<(AgentFiles, AgentOptions)> {
         let mut files = AgentFiles { run: run.to_owned(), config, ca: Default::default() };
         let program = self.agent.clone().unwrap_or_default();
@@ -218,6 +222,7 @@ impl LabBuilder {
             program,
             workers: self.workers,
             log_level: self.log_level.clone(),
+            dns_server,
             more: self.agent_arguments.clone(),
         };
         Ok((files, options))
@@ -253,6 +258,8 @@ struct State {
     publisher: Publisher,
     /// The nodes' rules as last set.
     rules: String,
+    /// Names outside the cluster.
+    names: BTreeMap<String, Vec<IpAddr>>,
     agents: BTreeMap<String, Agent>,
     /// When the agents' folder was last written to.
     published: SystemTime,
@@ -283,7 +290,7 @@ impl State {
             services.iter().flat_map(|service| service::slices(service, &pods)).collect();
         let slices: Vec<&Value> = made.iter().chain(of_kind("EndpointSlice")).collect();
         *shared.zone.write().unwrap_or_else(PoisonError::into_inner) =
-            Zone::new(&services, &slices, &pods);
+            Zone::new(&services, &slices, &pods).with_names(&self.names);
         let rules = virtual_ip::rules(&services, &slices);
         if rules != self.rules {
             shared.nodes.iter().try_for_each(|node| host::nft(&node.netns, &rules))?;

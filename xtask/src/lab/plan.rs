@@ -71,7 +71,8 @@ pub(super) fn plan(spec: &Value, number: usize, around: &Surroundings<'_>) -> an
     let container = list_at(spec, "/containers").get(number).context("no such container")?;
     let image = image::look_up(text_at(container, "/image").unwrap_or_default())
         .with_context(|| format!("{at}.image"))?;
-    let environment = environment(container, around).with_context(|| at.clone())?;
+    let mut environment = image.environment.clone();
+    environment.extend(self::environment(container, around).with_context(|| at.clone())?);
     let ports: Vec<u16> = list_at(container, "/ports")
         .iter()
         .filter(|port| text_at(port, "/protocol").unwrap_or("TCP") == "TCP")

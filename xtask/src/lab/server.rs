@@ -187,6 +187,15 @@ impl Served {
         Ok(serde_json::from_value(self.ask(&json!({ "pods": true }))?)?)
     }
 
+    /// What the containers of a pod, `namespace/name`, have written.
+    ///
+    /// # Errors
+    /// There is no such pod.
+    pub fn log(&self, pod: &str) -> anyhow::Result<String> {
+        let answer = self.ask(&json!({ "log": pod }))?;
+        Ok(answer.as_str().unwrap_or_default().to_owned())
+    }
+
     /// A command to be run in a pod, `namespace/name`.
     ///
     /// # Errors
@@ -325,6 +334,8 @@ impl Server {
             lab.delete(kind, namespace, name)?;
         } else if let Some(pod) = question["enter"].as_str() {
             return Ok(json!(lab.pod(pod)?.enter_command()?));
+        } else if let Some(pod) = question["log"].as_str() {
+            return Ok(json!(lab.pod(pod)?.log()?));
         } else if !question["meshctl"].is_null() {
             let node = question["node"].as_str().unwrap_or("node1");
             return Ok(json!(lab.meshctl(node, &words(&question["meshctl"]))?));

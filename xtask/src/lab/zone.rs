@@ -1,5 +1,6 @@
 //! What the cluster's name server knows, and its answers (the Kubernetes DNS specification 1.1).
-//! Pure: bytes in, bytes out. Nothing is forwarded; a name outside the cluster does not exist.
+//! Pure: bytes in, bytes out. Nothing is forwarded; outside the cluster only the names exist that the
+//! lab was given.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -44,6 +45,14 @@ impl Zone {
             }
         }
         zone
+    }
+
+    /// Adds names outside the cluster; in lower case, without the final dot.
+    pub(super) fn with_names(mut self, names: &BTreeMap<String, Vec<IpAddr>>) -> Self {
+        for (name, ips) in names {
+            self.addresses.insert(name.clone(), ips.clone());
+        }
+        self
     }
 
     fn service(&mut self, service: &Value, slices: &[&Value], pods: &[PodFacts<'_>]) {

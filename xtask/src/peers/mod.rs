@@ -5,10 +5,12 @@
 //! namespace or on loopback. Invariant: what is fetched is pinned by version and by hash.
 
 pub mod envoy;
+mod fortio;
 mod go;
 mod process;
 mod wheel;
 
+pub use fortio::fortio;
 pub use go::go;
 pub use process::{Process, Record};
 

@@ -27,6 +27,9 @@ const OTHER_WORKSPACES: [&str; 2] = ["mesh-ebpf/Cargo.toml", "mesh-agent/fuzz/Ca
 /// Test targets with a stage of their own; all others are unit tests.
 const KERNEL_TARGETS: [&str; 2] = ["capture", "verifier"];
 const LAB_TARGETS: [&str; 2] = ["lab", "cluster"];
+const KUBE_TARGETS: [&str; 1] = ["kube"];
+/// More than there are: they wait for each other themselves.
+const KUBE_TESTS: usize = 100;
 
 /// In the name of a test that runs a fuzz target's code over its corpus.
 const CORPUS: &str = "corpus";
@@ -68,6 +71,8 @@ enum Stage {
     Vm,
     /// Whole meshes in network namespaces
     Lab,
+    /// Real Kubernetes
+    Kube,
     /// The load generator works
     Bench,
 }
@@ -167,7 +172,9 @@ impl TestArgs {
             Stage::Fmt | Stage::Tidy | Stage::Clippy | Stage::Corpus | Stage::Bench => {
                 self.filter.is_none()
             }
-            Stage::Build | Stage::Unit | Stage::Kernel | Stage::Vm | Stage::Lab => true,
+            Stage::Build | Stage::Unit | Stage::Kernel | Stage::Vm | Stage::Lab | Stage::Kube => {
+                true
+            }
         };
         chosen && fits
     }
@@ -185,12 +192,13 @@ impl Stage {
             Self::Kernel => "kernel",
             Self::Vm => "vm",
             Self::Lab => "lab",
+            Self::Kube => "kube",
             Self::Bench => "bench",
         }
     }
 
     fn is_test(self) -> bool {
-        matches!(self, Self::Unit | Self::Corpus | Self::Kernel | Self::Vm | Self::Lab)
+        matches!(self, Self::Unit | Self::Corpus | Self::Kernel | Self::Vm | Self::Lab | Self::Kube)
     }
 
     fn needs_build(self) -> bool {
@@ -206,7 +214,7 @@ impl Stage {
             Self::Build => build::all().map(|_| Outcome::one()),
             Self::Clippy => clippy(),
             Self::Unit => {
-                let others = [&KERNEL_TARGETS[..], &LAB_TARGETS].concat();
+                let others = [&KERNEL_TARGETS[..], &LAB_TARGETS, &KUBE_TARGETS].concat();
                 let skip = filter.is_none().then_some(CORPUS);
                 Tests { skip, ..tests(Which::AllBut(&others), None) }.run()
             }
@@ -219,6 +227,7 @@ impl Stage {
             Self::Kernel => tests(Which::Named(&KERNEL_TARGETS), Some(1)).run(),
             Self::Vm => under_another_kernel(filter),
             Self::Lab => tests(Which::Named(&LAB_TARGETS), Some(args.labs)).run(),
+            Self::Kube => tests(Which::Named(&KUBE_TARGETS), Some(KUBE_TESTS)).run(),
             Self::Bench => bench::smoke().map(|()| Outcome::one()),
         }
     }
@@ -302,14 +311,16 @@ mod tests {
 
     #[test]
     fn everything_runs_in_the_order_of_speed() {
-        let all =
-            ["fmt", "tidy", "build", "clippy", "unit", "corpus", "kernel", "vm", "lab", "bench"];
+        let all = [
+            "fmt", "tidy", "build", "clippy", "unit", "corpus", "kernel", "vm", "lab", "kube",
+            "bench",
+        ];
         assert_eq!(stages(&[]), all);
     }
 
     #[test]
     fn a_filter_leaves_tests_and_what_they_need() {
-        assert_eq!(stages(&["weights"]), ["build", "unit", "kernel", "vm", "lab"]);
+        assert_eq!(stages(&["weights"]), ["build", "unit", "kernel", "vm", "lab", "kube"]);
         assert_eq!(stages(&["weights", "--stage", "build,lab"]), ["build", "lab"]);
     }
 

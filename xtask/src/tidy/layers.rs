@@ -11,14 +11,15 @@ use super::source::{Source, has_word, is_word};
 const AGENT: &str = "mesh-agent/src/";
 
 /// Modules of the agent by rank. Modules of one rank are strangers.
-const RANKS: [(&str, u8); 16] = [
+const RANKS: [(&str, u8); 17] = [
     ("model", 0),
+    ("api", 0),
+    ("waits", 0),
     ("config", 1),
     ("capture", 1),
     ("identity", 1),
     ("balance", 1),
     ("authz", 1),
-    ("api", 1),
     ("telemetry", 1),
     ("tunnel", 2),
     ("dns", 2),

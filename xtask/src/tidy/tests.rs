@@ -124,6 +124,8 @@ fn pure_code_has_no_clock() {
     refused("mesh-agent/src/http/fault.rs", marked, "mesh-agent/src/http/fault.rs:4: `await`");
     let in_tests = "//! x\n#[cfg(test)]\nmod tests {\n    fn f() { Instant::now() }\n}\n";
     accepted("mesh-agent/src/model/a.rs", in_tests);
+    refused("mesh-agent/src/balance/a.rs", text, "mesh-agent/src/balance/a.rs:2: `Instant::now`");
+    accepted("mesh-agent/src/balance/clock.rs", text);
 }
 
 #[test]

@@ -26,6 +26,54 @@ pub(in crate::config) struct PodSpec {
     pub(in crate::config) service_account: String,
     pub(in crate::config) host_network: bool,
     pub(in crate::config) runtime_class_name: String,
+    pub(in crate::config) containers: Vec<Container>,
+    pub(in crate::config) init_containers: Vec<Container>,
+}
+
+/// `Pod.spec.containers[]`: what the kubelet connects to.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(in crate::config) struct Container {
+    pub(in crate::config) ports: Vec<ContainerPort>,
+    pub(in crate::config) liveness_probe: Option<Probe>,
+    pub(in crate::config) readiness_probe: Option<Probe>,
+    pub(in crate::config) startup_probe: Option<Probe>,
+    pub(in crate::config) lifecycle: Option<Lifecycle>,
+}
+
+/// `Pod.spec.containers[].ports[]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(in crate::config) struct ContainerPort {
+    pub(in crate::config) name: String,
+    pub(in crate::config) container_port: u16,
+}
+
+/// `Pod.spec.containers[].lifecycle`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(in crate::config) struct Lifecycle {
+    pub(in crate::config) post_start: Option<Probe>,
+    pub(in crate::config) pre_stop: Option<Probe>,
+}
+
+/// A probe, or a hook, which has the same actions.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(in crate::config) struct Probe {
+    pub(in crate::config) http_get: Option<ProbeTarget>,
+    pub(in crate::config) tcp_socket: Option<ProbeTarget>,
+    pub(in crate::config) grpc: Option<ProbeTarget>,
+}
+
+/// Where a probe connects to.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(in crate::config) struct ProbeTarget {
+    /// Another host than the pod, which is none of the mesh's business.
+    pub(in crate::config) host: String,
+    /// A number, or the name of one of the container's ports.
+    pub(in crate::config) port: Option<serde_json::Value>,
 }
 
 /// `Pod.status`.
@@ -37,6 +85,16 @@ pub(in crate::config) struct PodStatus {
     pub(in crate::config) pod_ip: Option<IpAddr>,
     #[serde(rename = "podIPs")]
     pub(in crate::config) pod_ips: Vec<PodIp>,
+    pub(in crate::config) conditions: Vec<PodCondition>,
+}
+
+/// `Pod.status.conditions[]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(in crate::config) struct PodCondition {
+    pub(in crate::config) r#type: String,
+    /// `True`, `False` or `Unknown`.
+    pub(in crate::config) status: String,
 }
 
 /// `Pod.status.podIPs[]`.

@@ -1,18 +1,23 @@
 //! Scalars in Kubernetes' and protobuf's JSON spelling: durations, time stamps, and the marker of
 //! fields that are not honoured yet. Pure.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
-use serde::de::{Error, IgnoredAny, Visitor};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 
 /// Name under which [`Unsupported`] asks the deserializer to note the field.
 pub(in crate::config) const UNSUPPORTED: &str = "$unsupported";
 
+/// Key of a schema that an [`Unsupported`] field has; no CRD shows it.
+pub(in crate::config) const MARK_UNSUPPORTED: &str = "x-malha-unsupported";
+
 /// A known field that this version does not honour; the deserializer reports it. `T` checks what
 /// is below it, so that a misspelling there is found already.
 #[derive(Debug)]
-pub(in crate::config) struct Unsupported<T = IgnoredAny>(std::marker::PhantomData<T>);
+pub(in crate::config) struct Unsupported<T>(std::marker::PhantomData<T>);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Unsupported<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -36,6 +41,26 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Unsupported<T> {
     }
 }
 
+impl<T: JsonSchema> JsonSchema for Unsupported<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn schema_id() -> Cow<'static, str> {
+        T::schema_id()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = T::json_schema(generator);
+        schema.insert(MARK_UNSUPPORTED.to_owned(), true.into());
+        schema
+    }
+}
+
 /// A duration, `1.5s` or `1h2m`, never negative.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::config) struct Span(pub(in crate::config) Duration);
@@ -45,6 +70,27 @@ impl<'de> Deserialize<'de> for Span {
         let text = String::deserialize(deserializer)?;
         parse_duration(&text).map(Self).ok_or_else(|| {
             D::Error::custom(format!("`{text}` is not a duration such as `1.5s`, `100ms` or `1m`"))
+        })
+    }
+}
+
+/// The rule of Istio's CRDs; fields that take `0s` say so by `with = "String"`.
+impl JsonSchema for Span {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "x-kubernetes-validations": [{
+                "message": "must be a valid duration greater than 1ms",
+                "rule": "duration(self) >= duration('1ms')",
+            }],
         })
     }
 }

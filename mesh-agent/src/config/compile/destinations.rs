@@ -7,17 +7,19 @@ use std::sync::Arc;
 use super::routes::no_service;
 use super::share;
 use super::view::{Entry, View};
+use crate::config::api::Labels;
 use crate::config::diagnostic::Diagnostic;
-use crate::config::translate::{Blocks, PolicyFacts, RuleFacts, SubsetFacts};
+use crate::config::translate::{Balancing, Blocks, PolicyFacts, RuleFacts, SubsetFacts, exported};
 use crate::model::{
     DestinationRule, HostPattern, ObjectRef, Snapshot, Subset, TrafficPolicy, Visibility,
 };
 
-/// Objects that count as one: same namespace, host and `exportTo`.
+/// Objects that count as one: same namespace, host, `exportTo` and `workloadSelector`.
 struct Group<'a> {
     object: ObjectRef,
     host: &'a HostPattern,
-    visibility: &'a Visibility,
+    visibility: Visibility,
+    workload_selector: &'a Labels,
     /// Of the oldest object that has one.
     policy: Option<(&'a PolicyFacts, ObjectRef)>,
     subsets: Vec<&'a SubsetFacts>,
@@ -31,7 +33,7 @@ pub(super) fn compile(
     diagnostics: &mut Vec<Diagnostic>,
 ) {
     let mut groups: HashMap<&str, Vec<Group<'_>>> = HashMap::new();
-    for entry in view.rules.iter().filter(|entry| !entry.facts.ignored) {
+    for entry in &view.rules {
         let mut report = entry.report();
         if let HostPattern::Exact(host) = &entry.facts.host
             && !snapshot.services_by_host.contains_key(host)
@@ -39,7 +41,10 @@ pub(super) fn compile(
             report.warning("spec.host", no_service(host, snapshot));
         }
         diagnostics.extend(report.into_diagnostics());
-        merge(groups.entry(&entry.object.key.namespace).or_default(), entry, diagnostics);
+        let namespace = &entry.object.key.namespace;
+        let default = || exported(&view.mesh.destination_rules, namespace);
+        let visibility = entry.facts.visibility.clone().unwrap_or_else(default);
+        merge(groups.entry(namespace).or_default(), (entry, visibility), diagnostics);
     }
     for (namespace, groups) in groups {
         let before = previous.destination_rules.get(namespace);
@@ -52,7 +57,10 @@ pub(super) fn compile(
                 share(rule, before)
             })
             .collect();
-        rules.sort_by_key(|rule| std::cmp::Reverse(rule.host.specificity()));
+        // Those for some clients before those for all; then the oldest.
+        rules.sort_by_key(|rule| {
+            (std::cmp::Reverse(rule.host.specificity()), rule.workload_selector.is_empty())
+        });
         snapshot.destination_rules.insert(namespace.into(), rules);
     }
 }
@@ -60,17 +68,21 @@ pub(super) fn compile(
 /// Adds an object to its group; objects come oldest first.
 fn merge<'a>(
     groups: &mut Vec<Group<'a>>,
-    entry: &Entry<'a, RuleFacts>,
+    (entry, visibility): (&Entry<'a, RuleFacts>, Visibility),
     diagnostics: &mut Vec<Diagnostic>,
 ) {
     let (facts, object) = (entry.facts, entry.object.key.to_ref());
     let policy = || facts.policy.as_ref().map(|policy| (policy, object.clone()));
-    let same =
-        |group: &&mut Group<'_>| *group.host == facts.host && *group.visibility == facts.visibility;
+    let same = |group: &&mut Group<'_>| {
+        *group.host == facts.host
+            && group.visibility == visibility
+            && *group.workload_selector == facts.workload_selector
+    };
     let Some(group) = groups.iter_mut().find(same) else {
         return groups.push(Group {
             host: &facts.host,
-            visibility: &facts.visibility,
+            visibility,
+            workload_selector: &facts.workload_selector,
             policy: policy(),
             subsets: facts.subsets.iter().collect(),
             object,
@@ -111,7 +123,8 @@ fn resolve(group: Group<'_>) -> DestinationRule {
     DestinationRule {
         subsets: subsets.collect(),
         host: group.host.clone(),
-        visibility: group.visibility.clone(),
+        visibility: group.visibility,
+        workload_selector: group.workload_selector.clone(),
         policy: effective(top, None, None),
         port_policies: by_port(top, None),
         object: group.object,
@@ -131,20 +144,28 @@ fn by_port(top: &PolicyFacts, subset: Option<&PolicyFacts>) -> BTreeMap<u16, Tra
 }
 
 /// A port's entry replaces its level's blocks altogether, also those it does not write. A subset
-/// without an entry for the port overrides only the blocks that it writes, each as a whole.
+/// without an entry for the port overrides only the blocks that it writes, each as a whole. No entry
+/// has a `retryBudget`: a level's is lost with its blocks, and a subset's entry leaves the base's.
 fn effective(top: &PolicyFacts, subset: Option<&PolicyFacts>, port: Option<u16>) -> TrafficPolicy {
     let entry = |policy: &PolicyFacts| port.and_then(|port| policy.ports.get(&port).cloned());
     let base = entry(top).unwrap_or_else(|| top.blocks.clone());
-    let blocks = match subset {
+    let blocks = match subset.map(|subset| (entry(subset), &subset.blocks)) {
         None => base,
-        Some(subset) => entry(subset).unwrap_or_else(|| Blocks {
-            load_balancer: subset.blocks.load_balancer.or(base.load_balancer),
-            connection_pool: subset.blocks.connection_pool.or(base.connection_pool),
-        }),
+        Some((Some(entry), _)) => Blocks { retry_budget: base.retry_budget, ..entry },
+        Some((None, own)) => Blocks {
+            load_balancer: own.load_balancer.clone().or(base.load_balancer),
+            connection_pool: own.connection_pool.clone().or(base.connection_pool),
+            outlier: own.outlier.clone().or(base.outlier),
+            retry_budget: own.retry_budget.or(base.retry_budget),
+        },
     };
-    let default = TrafficPolicy::default();
+    let Balancing { load_balancer, hash_key, warmup } = blocks.load_balancer.unwrap_or_default();
     TrafficPolicy {
-        load_balancer: blocks.load_balancer.unwrap_or_default(),
-        connect_timeout: blocks.connection_pool.flatten().unwrap_or(default.connect_timeout),
+        load_balancer,
+        hash_key,
+        warmup,
+        pool: blocks.connection_pool.unwrap_or_default(),
+        outlier: blocks.outlier,
+        retry_budget: blocks.retry_budget,
     }
 }

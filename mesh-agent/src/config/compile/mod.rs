@@ -5,13 +5,17 @@
 //! did not change is shared with the previous snapshot, and a snapshot in which nothing changed
 //! keeps its generation.
 
+mod delegates;
 mod destinations;
 mod direct;
+mod external;
 mod peers;
+mod rate_limits;
 mod routes;
 mod services;
 #[cfg(test)]
 mod tests;
+mod unenforced;
 mod view;
 mod workloads;
 
@@ -40,15 +44,22 @@ pub fn compile(objects: &Objects, previous: &Snapshot) -> Compiled {
     let mut snapshot = Snapshot {
         generation: previous.generation,
         mesh: objects.settings().mesh.clone(),
+        outbound: view.mesh.outbound,
+        selection: workloads::selection(&view, objects.settings().istio_labels),
         ..Snapshot::default()
     };
-    let pods = workloads::compile(&view, objects, previous, &mut diagnostics);
+    let pods =
+        workloads::compile(&view, objects, (&snapshot.selection, previous), &mut diagnostics);
     services::compile(&view, &pods, previous, &mut snapshot, &mut diagnostics);
+    let sources = external::Sources { view: &view, pods: &pods, answers: objects.answers() };
+    external::compile(&sources, previous, &mut snapshot, &mut diagnostics);
     snapshot.workloads_by_ip = pods.by_ip;
     snapshot.workloads_by_uid = pods.by_uid;
     destinations::compile(&view, previous, &mut snapshot, &mut diagnostics);
     routes::compile(&view, previous, &mut snapshot, &mut diagnostics);
+    rate_limits::compile(&view, previous, &mut snapshot, &mut diagnostics);
     direct::compile(&view, &mut snapshot, &mut diagnostics);
+    unenforced::compile(&view, &mut snapshot, &mut diagnostics);
     diagnostics.sort();
     diagnostics.dedup();
     let changed = previous.generation == 0 || !same(&snapshot, previous);
@@ -63,6 +74,8 @@ fn same(a: &Snapshot, b: &Snapshot) -> bool {
         a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
     };
     a.mesh == b.mesh
+        && a.outbound == b.outbound
+        && a.selection == b.selection
         && same_map(&a.workloads_by_uid, &b.workloads_by_uid)
         && same_map(&a.workloads_by_ip, &b.workloads_by_ip)
         && same_map(&a.services, &b.services)
@@ -70,7 +83,9 @@ fn same(a: &Snapshot, b: &Snapshot) -> bool {
         && lists(&a.virtual_services, &b.virtual_services)
         && a.sound_virtual_services == b.sound_virtual_services
         && a.destination_rules == b.destination_rules
+        && a.rate_limits == b.rate_limits
         && a.direct == b.direct
+        && a.unenforced == b.unenforced
 }
 
 fn same_map<K: std::hash::Hash + Eq, T>(

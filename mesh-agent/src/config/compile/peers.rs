@@ -55,9 +55,7 @@ impl<'a> Peers<'a> {
     /// What holds for a workload.
     pub(super) fn policy(&self, workload: &Workload) -> PeerPolicy {
         let namespace = &*workload.name.namespace;
-        let selects = |peer: &&&PeerFacts| {
-            peer.selector.iter().all(|(key, value)| workload.labels.get(key) == Some(value))
-        };
+        let selects = |peer: &&&PeerFacts| workload.has_labels(&peer.selector);
         let own = self.workloads.get(namespace).and_then(|peers| peers.iter().find(selects));
         let scopes = [
             own.map(|peer| peer.mode),

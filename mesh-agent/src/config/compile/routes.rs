@@ -1,15 +1,20 @@
-//! Virtual services: destinations looked up, references checked, hosts given to their owners
-//! (istio-surface 1.1.1). Destination rules must be in the snapshot already.
+//! Virtual services: delegates put in place, destinations looked up, references checked, hosts given
+//! to their owners (istio-surface 1.1.1). Destination rules must be in the snapshot already.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::delegates::Delegates;
 use super::share;
 use super::view::{Entry, View};
 use crate::config::diagnostic::{Diagnostic, Report};
 use crate::config::parse::nearest;
-use crate::config::translate::{Reference, VirtualServiceFacts};
-use crate::model::{Action, HostPattern, ObjectRef, Service, Snapshot, VirtualService, Visibility};
+use crate::config::translate::{
+    Reference, RouteFacts, VirtualServiceFacts, exported, is_catch_all,
+};
+use crate::model::{
+    Action, HostPattern, HttpRule, ObjectRef, Service, Snapshot, VirtualService, Visibility,
+};
 
 /// With more services than this, no near name is looked for: the search would cost more than it
 /// helps.
@@ -24,17 +29,27 @@ pub(super) fn compile(
 ) {
     let before: HashMap<&ObjectRef, &Arc<VirtualService>> =
         previous.virtual_services.iter().map(|found| (&found.object, found)).collect();
+    let delegates = Delegates::new(view);
     for entry in &view.virtual_services {
-        // Without rules for clients in the mesh it owns no host there.
-        if entry.facts.compiled.http.is_empty() {
-            continue;
-        }
-        let before = before.get(&entry.facts.compiled.object).copied();
         let mut report = entry.report();
-        let sound = before.filter(|found| previous.sound_virtual_services.contains(&found.object));
-        let found = link(entry, sound, snapshot, &mut report);
-        own_hosts(&found, snapshot, &mut report);
-        snapshot.virtual_services.push(share(found, before));
+        if entry.facts.is_delegate {
+            check_delegate(entry, &delegates, snapshot, &mut report);
+        } else if !entry.facts.routes.is_empty() || !entry.facts.l4.is_empty() {
+            let before = before.get(&entry.facts.object).copied();
+            let expanded = delegates.expand(entry, view, &mut report);
+            // Without rules for clients in the mesh it owns no host there.
+            if !expanded.routes.is_empty() || !entry.facts.l4.is_empty() {
+                let default = || exported(&view.mesh.virtual_services, &entry.object.key.namespace);
+                let visibility = entry.facts.visibility.clone().unwrap_or_else(default);
+                let sound =
+                    before.filter(|found| previous.sound_virtual_services.contains(&found.object));
+                let new = assemble((entry, visibility), expanded.routes);
+                let references = references(entry, &expanded.from, snapshot, &mut report);
+                let found = choose(new, (references, sound), snapshot, &mut report);
+                own_hosts(&found, snapshot, &mut report);
+                snapshot.virtual_services.push(share(found, before));
+            }
+        }
         diagnostics.extend(report.into_diagnostics());
     }
     snapshot
@@ -42,22 +57,64 @@ pub(super) fn compile(
         .sort_by_key(|(pattern, index)| (std::cmp::Reverse(pattern.specificity()), *index));
 }
 
+/// What a delegate's destinations miss is said of the delegate, once.
+fn check_delegate(
+    entry: &Entry<'_, VirtualServiceFacts>,
+    delegates: &Delegates<'_>,
+    snapshot: &Snapshot,
+    report: &mut Report,
+) {
+    if delegates.is_named(entry) {
+        are_there(&entry.facts.references, snapshot, report);
+    } else {
+        report.warning("spec.hosts", "none, and no VirtualService delegates to it: no effect");
+    }
+}
+
+/// The object's rules in order, those for HTTP cut after the first catch-all.
+fn assemble(
+    (entry, visibility): (&Entry<'_, VirtualServiceFacts>, Visibility),
+    routes: Vec<RouteFacts>,
+) -> VirtualService {
+    let mut http: Vec<HttpRule> = routes.into_iter().filter_map(RouteFacts::rule).collect();
+    let catch_all =
+        |rule: &HttpRule| rule.matches.is_empty() || rule.matches.iter().any(is_catch_all);
+    if let Some(last) = http.iter().position(catch_all) {
+        http.truncate(last + 1);
+    }
+    VirtualService {
+        object: entry.facts.object.clone(),
+        hosts: entry.facts.hosts.clone(),
+        visibility,
+        created: entry.created,
+        http: http.into(),
+        l4: entry.facts.l4.clone(),
+    }
+}
+
+/// Whether all that the object's routes and those of its delegates name is there.
+fn references(
+    entry: &Entry<'_, VirtualServiceFacts>,
+    from: &[&Entry<'_, VirtualServiceFacts>],
+    snapshot: &Snapshot,
+    report: &mut Report,
+) -> bool {
+    let own = are_there(&entry.facts.references, snapshot, report);
+    let mut said_elsewhere = Report::default();
+    let mut theirs = from.iter().map(|delegate| &delegate.facts.references);
+    theirs.all(|references| are_there(references, snapshot, &mut said_elsewhere)) && own
+}
+
 /// The version to be in force: the object's, or if that misses a service or subset, the last one
 /// that missed none, if there was one; in both, services are looked up anew. Whether the version is
 /// one to go back to is noted in `snapshot`.
-fn link(
-    entry: &Entry<'_, VirtualServiceFacts>,
-    sound: Option<&Arc<VirtualService>>,
+fn choose(
+    mut new: VirtualService,
+    (complete, sound): (bool, Option<&Arc<VirtualService>>),
     snapshot: &mut Snapshot,
     report: &mut Report,
 ) -> VirtualService {
-    let mut new = entry.facts.compiled.clone();
-    new.created = entry.created;
     look_up(&mut new, snapshot);
-    let mut complete = true;
-    for reference in &entry.facts.references {
-        complete &= check(reference, snapshot, report);
-    }
     let kept = sound.filter(|_| !complete).map(|before| {
         let mut kept = VirtualService::clone(before);
         look_up(&mut kept, snapshot);
@@ -73,40 +130,61 @@ fn link(
 }
 
 fn look_up(virtual_service: &mut VirtualService, snapshot: &Snapshot) {
-    for rule in &mut virtual_service.http {
-        if let Action::Forward(forward) = &mut rule.action {
+    let key = |host: &str| snapshot.known_service(host).map(|service| service.key.clone());
+    for action in virtual_service.http.actions_mut() {
+        if let Action::Forward(forward) = action {
             for destination in &mut forward.destinations {
-                let service = snapshot.services_by_host.get(&destination.host);
-                destination.service = service.map(|service| service.key.clone());
+                destination.service = key(&destination.host);
+            }
+            for mirror in &mut forward.mirrors {
+                mirror.service = key(&mirror.host);
             }
         }
     }
+    for destination in virtual_service.l4.rules_mut().flat_map(|rule| &mut rule.destinations) {
+        destination.service = key(&destination.host);
+    }
+}
+
+/// Reports what references miss; `false` if it is a service or a subset that requests need.
+fn are_there(references: &[Reference], snapshot: &Snapshot, report: &mut Report) -> bool {
+    let mut complete = true;
+    for reference in references {
+        complete &= is_there(reference, snapshot, report) || reference.is_mirror;
+    }
+    complete
 }
 
 /// Reports what a reference misses; `false` if it is the service or the subset.
-fn check(reference: &Reference, snapshot: &Snapshot, report: &mut Report) -> bool {
-    let Reference { field, host, subset, port } = reference;
-    let Some(service) = snapshot.services_by_host.get(host) else {
-        let message = no_service(host, snapshot);
-        report.error(format!("{field}.host"), message);
+fn is_there(reference: &Reference, snapshot: &Snapshot, report: &mut Report) -> bool {
+    let Reference { field, host, subset, port, is_mirror } = reference;
+    let mut missing = |field: String, message: String| {
+        if *is_mirror {
+            report.warning(field, format!("no copies are sent: {message}"));
+        } else {
+            report.error(field, message);
+        }
+    };
+    let Some(service) = snapshot.known_service(host) else {
+        missing(format!("{field}.host"), no_service(host, snapshot));
         return false;
     };
+    let known = subsets(service, snapshot);
+    let lost = subset.as_ref().filter(|subset| !known.contains(&&***subset));
+    if let Some(subset) = lost {
+        let hint = match nearest(subset, known.iter().copied()) {
+            Some(near) => format!("; did you mean `{near}`?"),
+            None => String::new(),
+        };
+        let message = format!("no DestinationRule of `{host}` has a subset `{subset}`{hint}");
+        missing(format!("{field}.subset"), message);
+    }
     if let Some(port) = port.filter(|port| service.port(*port).is_none()) {
-        let message = format!("Service {} has no port {port}: requests to it get 503", service.key);
+        let what = if *is_mirror { "no copies are sent" } else { "requests to it get 503" };
+        let message = format!("Service {} has no port {port}: {what}", service.key);
         report.warning(format!("{field}.port.number"), message);
     }
-    let Some(subset) = subset else { return true };
-    let known = subsets(service, snapshot);
-    if known.iter().any(|name| *name == &**subset) {
-        return true;
-    }
-    let hint = match nearest(subset, known.iter().copied()) {
-        Some(near) => format!("; did you mean `{near}`?"),
-        None => String::new(),
-    };
-    let message = format!("no DestinationRule of `{host}` has a subset `{subset}`{hint}");
-    report.error(format!("{field}.subset"), message);
-    false
+    lost.is_none()
 }
 
 /// Subsets that any client may see for a service.
@@ -138,7 +216,7 @@ fn own_hosts(found: &VirtualService, snapshot: &mut Snapshot, report: &mut Repor
         let owner = holders
             .iter()
             .filter_map(|holder| snapshot.virtual_services.get(*holder))
-            .find(|owner| overlap(&owner.visibility, &found.visibility));
+            .find(|owner| rival(owner, found) && overlap(&owner.visibility, &found.visibility));
         if let Some(owner) = owner {
             let message = format!("shadowed: {}, which is older, owns this host", owner.object);
             report.warning(format!("spec.hosts[{position}]"), message);
@@ -146,7 +224,12 @@ fn own_hosts(found: &VirtualService, snapshot: &mut Snapshot, report: &mut Repor
     }
 }
 
-fn overlap(a: &Visibility, b: &Visibility) -> bool {
+/// Whether one has rules where the other has some: for HTTP, or for other connections.
+fn rival(a: &VirtualService, b: &VirtualService) -> bool {
+    !a.http.is_empty() && !b.http.is_empty() || !a.l4.is_empty() && !b.l4.is_empty()
+}
+
+pub(super) fn overlap(a: &Visibility, b: &Visibility) -> bool {
     match (a, b) {
         (Visibility::Everyone, _) | (_, Visibility::Everyone) => true,
         (Visibility::Namespaces(a), Visibility::Namespaces(b)) => {

@@ -67,7 +67,7 @@ fn service(
 ) -> Service {
     let (key, facts) = (entry_key(entry), entry.facts);
     let slices: &[&SliceFacts] = match facts.kind {
-        ServiceKind::ExternalName(_) => &[],
+        ServiceKind::ExternalName(_) | ServiceKind::External(_) => &[],
         ServiceKind::ClusterIp | ServiceKind::Headless => {
             view.slices.get(&(&*key.namespace, &*key.name)).map_or(&[], Vec::as_slice)
         }
@@ -111,6 +111,7 @@ fn endpoints(
                     found.push(Endpoint {
                         address: SocketAddr::new(*ip, *target),
                         workload: pods.behind(*ip, endpoint.pod.as_ref()).cloned(),
+                        labels: None,
                         readiness: match endpoint.readiness {
                             _ if publish_not_ready => Readiness::Ready,
                             readiness => readiness,

@@ -7,7 +7,8 @@ use crate::config::api::Labels;
 use crate::config::diagnostic::Report;
 use crate::config::objects::{Body, InForce, Key, Object};
 use crate::config::translate::{
-    PeerFacts, PodFacts, RuleFacts, ServiceFacts, SliceFacts, VirtualServiceFacts,
+    EntryFacts, MeshFacts, PeerFacts, PodFacts, RateLimitFacts, RuleFacts, ServiceFacts,
+    SliceFacts, UnenforcedFacts, VirtualServiceFacts,
 };
 
 /// An object in force with its facts.
@@ -48,8 +49,16 @@ pub(super) struct View<'a> {
     pub(super) virtual_services: Vec<Entry<'a, VirtualServiceFacts>>,
     /// Destination rules.
     pub(super) rules: Vec<Entry<'a, RuleFacts>>,
+    /// Service entries.
+    pub(super) entries: Vec<Entry<'a, EntryFacts>>,
     /// Peer authentications.
     pub(super) peers: Vec<Entry<'a, PeerFacts>>,
+    /// Rate limits.
+    pub(super) rate_limits: Vec<Entry<'a, RateLimitFacts>>,
+    /// The mesh's own configuration.
+    pub(super) mesh: MeshFacts,
+    /// Security objects that are not enforced.
+    pub(super) unenforced: Vec<Entry<'a, UnenforcedFacts>>,
 }
 
 impl<'a> View<'a> {
@@ -72,8 +81,16 @@ impl<'a> View<'a> {
                     view.virtual_services.push(Entry { object, created, facts });
                 }
                 Body::DestinationRule(facts) => view.rules.push(Entry { object, created, facts }),
+                Body::ServiceEntry(facts) => view.entries.push(Entry { object, created, facts }),
+                Body::MeshConfig(facts) => view.mesh = facts.clone(),
                 Body::PeerAuthentication(facts) => {
                     view.peers.push(Entry { object, created, facts });
+                }
+                Body::RateLimit(facts) => {
+                    view.rate_limits.push(Entry { object, created, facts });
+                }
+                Body::Unenforced(facts) => {
+                    view.unenforced.push(Entry { object, created, facts });
                 }
             }
         }
@@ -81,7 +98,10 @@ impl<'a> View<'a> {
         by_age(&mut view.services);
         by_age(&mut view.virtual_services);
         by_age(&mut view.rules);
+        by_age(&mut view.entries);
         by_age(&mut view.peers);
+        by_age(&mut view.rate_limits);
+        by_age(&mut view.unenforced);
         view
     }
 }

@@ -9,16 +9,9 @@ use rustc_hash::FxHashMap;
 use super::peers::Peers;
 use super::share;
 use super::view::View;
-use crate::config::api::Labels;
 use crate::config::diagnostic::Diagnostic;
 use crate::config::objects::Objects;
-use crate::config::translate::PodFacts;
-use crate::model::{Snapshot, Workload, WorkloadName};
-
-/// Selects pods, on a namespace or on a pod.
-const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
-/// Selects pods, on a namespace.
-const INJECTION: &str = "istio-injection";
+use crate::model::{Selection, Snapshot, Workload, WorkloadName};
 
 /// The workloads, by what others look them up by.
 #[derive(Default)]
@@ -31,11 +24,20 @@ pub(super) struct Workloads {
     pub(super) by_name: HashMap<WorkloadName, Arc<Workload>>,
 }
 
+/// What namespaces ask for.
+pub(super) fn selection(view: &View<'_>, istio_labels: bool) -> Selection {
+    let mut selection = Selection::new(istio_labels);
+    for (name, entry) in &view.namespaces {
+        selection.insert(name, entry.facts);
+    }
+    selection
+}
+
 /// Compiles every pod.
 pub(super) fn compile(
     view: &View<'_>,
     objects: &Objects,
-    previous: &Snapshot,
+    (selection, previous): (&Selection, &Snapshot),
     diagnostics: &mut Vec<Diagnostic>,
 ) -> Workloads {
     let settings = objects.settings();
@@ -50,12 +52,12 @@ pub(super) fn compile(
             diagnostics.extend(report.into_diagnostics());
             continue;
         }
-        let namespace = view.namespaces.get(&*workload.name.namespace).map(|entry| entry.facts);
-        let wanted = wanted(pod, namespace, settings.istio_labels) && !workload.host_network;
-        if let (true, Some(reason)) = (wanted, pod.unfit) {
+        let wanted = pod.mark.opted_in(selection, &workload.name.namespace, &workload.labels)
+            && !workload.host_network;
+        if let (true, Some(reason)) = (wanted, pod.mark.unfit) {
             report.warning("", format!("selected by its labels, but not enrolled: it {reason}"));
         }
-        workload.selected = wanted && pod.unfit.is_none();
+        workload.selected = wanted && pod.mark.unfit.is_none();
         workload.enrolled |= objects.is_announced(&workload.uid);
         workload.peer_policy = peers.policy(&workload);
         let before = previous.workloads_by_uid.get(&workload.uid);
@@ -94,20 +96,5 @@ impl Workloads {
         named
             .filter(|workload| workload.ips.contains(&ip) && !workload.finished)
             .or_else(|| self.by_ip.get(&ip))
-    }
-}
-
-/// Whether labels ask for the pod to be in the mesh.
-fn wanted(pod: &PodFacts, namespace: Option<&Labels>, istio_labels: bool) -> bool {
-    if pod.opted_out {
-        return false;
-    }
-    let of_namespace = |key: &str| namespace.and_then(|labels| labels.get(key)).map(|text| &**text);
-    let own = pod.workload.labels.get(DATAPLANE_MODE).map(|text| &**text);
-    match own.or_else(|| of_namespace(DATAPLANE_MODE)) {
-        Some("malha") => true,
-        Some("ambient") if istio_labels => true,
-        Some("none") => false,
-        _ => istio_labels && of_namespace(INJECTION) == Some("enabled"),
     }
 }

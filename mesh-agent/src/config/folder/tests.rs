@@ -8,7 +8,10 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 use super::*;
-use crate::config::{Source, announce};
+use crate::config::Source;
+use crate::config::diagnostic::Diagnostic;
+use crate::config::writer::announce;
+use crate::model::Snapshot;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -43,16 +46,21 @@ impl Folder {
     }
 }
 
+/// Nobody resolves names.
+fn no_answers() -> watch::Receiver<Arc<Answers>> {
+    watch::channel(Arc::default()).1
+}
+
 /// Runs `test` beside the source; the source ends with it.
 async fn with_folder(test: impl AsyncFnOnce(Folder)) {
     let dir = tempfile::tempdir().unwrap();
     let (snapshot, snapshots) = watch::channel(Arc::new(Snapshot::default()));
     let (diagnostics, findings) = watch::channel(Arc::new(Vec::new()));
     let source = Source::Folder(dir.path().to_owned());
-    let publish = Publish { snapshot, diagnostics };
+    let publish = Publish { snapshot, diagnostics, missing: watch::channel(Arc::default()).0 };
     let folder = Folder { dir, snapshot: snapshots, diagnostics: findings };
     tokio::select! {
-        ended = crate::config::run(source, Settings::default(), publish) => {
+        ended = crate::config::run(source, Settings::default(), no_answers(), publish) => {
             panic!("the source ended: {ended:?}");
         }
         () = test(folder) => {}
@@ -162,6 +170,11 @@ async fn a_folder_that_is_not_there_is_an_error() {
     let (snapshot, _) = watch::channel(Arc::new(Snapshot::default()));
     let (diagnostics, _) = watch::channel(Arc::new(Vec::new()));
     let source = Source::Folder("/nonexistent".into());
-    let ended = crate::config::run(source, Settings::default(), Publish { snapshot, diagnostics });
-    assert!(matches!(ended.await, Err(FolderError::Unreadable { .. })));
+    let ended = crate::config::run(
+        source,
+        Settings::default(),
+        no_answers(),
+        Publish { snapshot, diagnostics, missing: watch::channel(Arc::default()).0 },
+    );
+    assert!(matches!(ended.await, Err(ConfigError::Unreadable { .. })));
 }

@@ -5,21 +5,20 @@ use serde_json::{Map, Value};
 
 use super::suggest::nearest;
 use super::typed::{FieldError, Note, read};
-use super::{Parsed, Report};
+use super::{Parsed, Report, yaml};
 use crate::config::api::{self, Kind, Metadata};
 use crate::config::diagnostic::Place;
 use crate::config::objects::{Body, Key, Object};
-use crate::config::translate::{self, Scope};
+use crate::config::translate::{self, MeshFacts, Scope};
 use crate::model::{MeshSettings, ObjectRef};
 
 /// Fields of an object itself.
 const TOP_LEVEL: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
 
 /// Kinds that people keep beside those of the mesh; nothing to say about them.
-const PASSED_OVER: [&str; 22] = [
+const PASSED_OVER: [&str; 21] = [
     "ClusterRole",
     "ClusterRoleBinding",
-    "ConfigMap",
     "CronJob",
     "CustomResourceDefinition",
     "DaemonSet",
@@ -42,16 +41,12 @@ const PASSED_OVER: [&str; 22] = [
 ];
 
 /// Kinds of Istio and Gateway API that this version does not honour, said aloud.
-const NOT_YET: [&str; 14] = [
-    "AuthorizationPolicy",
-    "EnvoyFilter",
+const NOT_YET: [&str; 10] = [
     "GRPCRoute",
     "Gateway",
     "GatewayClass",
     "HTTPRoute",
     "ProxyConfig",
-    "RequestAuthentication",
-    "ServiceEntry",
     "Sidecar",
     "Telemetry",
     "WasmPlugin",
@@ -59,8 +54,17 @@ const NOT_YET: [&str; 14] = [
     "WorkloadGroup",
 ];
 
-/// Kinds of [`NOT_YET`] that people rely on to keep others out.
-const PROTECTING: [&str; 2] = ["AuthorizationPolicy", "RequestAuthentication"];
+/// Kind of Istio's that this version does not read for a reason.
+const ENVOY_FILTER: &str = "EnvoyFilter";
+const NO_ENVOY: &str = "not supported, ignored: it is configuration of Envoy's, of which there is \
+     none here; for local rate limits write a RateLimit of malha.dev/v1alpha1";
+
+/// Of a security object: that it protects nothing.
+pub(in crate::config) const NOT_ENFORCED: &str = "not supported yet: nothing of it is enforced";
+/// Of a field that is known, but not honoured.
+pub(in crate::config) const UNSUPPORTED_FIELD: &str = "not supported yet, ignored";
+/// Of a field that is not known, perhaps of a newer version.
+pub(in crate::config) const UNKNOWN_FIELD: &str = "unknown field, ignored";
 
 /// Takes the objects of one document.
 pub(super) fn admit(value: Value, place: Option<Place>, mesh: &MeshSettings, parsed: &mut Parsed) {
@@ -84,7 +88,7 @@ pub(super) fn admit(value: Value, place: Option<Place>, mesh: &MeshSettings, par
         }
         return;
     }
-    match Kind::ALL.into_iter().find(|known| known.name() == kind) {
+    match Kind::of_name(&kind) {
         Some(kind) => admit_object(kind, map, report, mesh, parsed),
         None => foreign(&kind, &map, report, parsed),
     }
@@ -102,10 +106,10 @@ fn foreign(kind: &str, map: &Map<String, Value>, mut report: Report, parsed: &mu
     if PASSED_OVER.contains(&kind) {
         return;
     }
-    if PROTECTING.contains(&kind) {
-        report.error("", "not supported yet: nothing of it is enforced");
-    } else if NOT_YET.contains(&kind) {
-        report.warning("", "not supported yet, ignored");
+    if NOT_YET.contains(&kind) {
+        report.warning("", UNSUPPORTED_FIELD);
+    } else if kind == ENVOY_FILTER {
+        report.warning("", NO_ENVOY);
     } else if let Some(near) = nearest(kind, Kind::ALL.map(Kind::name)) {
         report.error("kind", format!("`{kind}` is not known; did you mean `{near}`?"));
         // The last version of the object may have been spelt right.
@@ -128,12 +132,16 @@ fn admit_object(
         Err(key) => return parsed.refuse(key, report),
     };
     let key = key_of(kind, metadata.namespace.as_deref(), &metadata.name);
+    if kind
+        .only_name()
+        .is_some_and(|name| *key.name != *name || key.namespace != mesh.root_namespace)
+    {
+        return;
+    }
     report.object = Some(key.to_ref());
     check_version(kind, map.get("apiVersion"), &mut report);
-    if kind.is_istio() {
-        for field in map.keys().filter(|field| !TOP_LEVEL.contains(&field.as_str())) {
-            unknown(field, nearest(field, TOP_LEVEL), &mut report);
-        }
+    if kind.is_custom() {
+        check_top_level(&map, &mut report);
     }
     let scope = Scope { namespace: &key.namespace, mesh };
     let body = body(kind, map, &metadata, &scope, &mut report);
@@ -165,7 +173,7 @@ fn metadata(
         report.error("metadata.name", "missing: every object needs a name");
         return Err(None);
     }
-    match read(value, "metadata", kind.is_istio()) {
+    match read(value, "metadata", kind.is_custom()) {
         Ok((metadata, notes)) => {
             say(notes, report);
             Ok(metadata)
@@ -177,7 +185,8 @@ fn metadata(
     }
 }
 
-fn key_of(kind: Kind, namespace: Option<&str>, name: &str) -> Key {
+/// The key of an object; without a namespace it is in `default`.
+pub(in crate::config) fn key_of(kind: Kind, namespace: Option<&str>, name: &str) -> Key {
     let namespace = match kind {
         Kind::Namespace => "",
         _ => namespace.filter(|name| !name.is_empty()).unwrap_or("default"),
@@ -196,6 +205,37 @@ fn check_version(kind: Kind, value: Option<&Value>, report: &mut Report) {
         ),
         None => report.error("apiVersion", format!("missing; {hint}")),
     }
+}
+
+fn check_top_level(map: &Map<String, Value>, report: &mut Report) {
+    for field in map.keys().filter(|field| !TOP_LEVEL.contains(&field.as_str())) {
+        unknown(field, nearest(field, TOP_LEVEL), report);
+    }
+}
+
+/// Decodes an object of one of Istio's kinds that the mesh does not read; `false` if the kind is none
+/// of those.
+pub(super) fn decode_unread(kind: &str, mut map: Map<String, Value>, report: &mut Report) -> bool {
+    let spec = map.remove("spec").unwrap_or_else(|| Value::Object(Map::new()));
+    let decode = match kind {
+        ENVOY_FILTER => {
+            report.warning("", NO_ENVOY);
+            return true;
+        }
+        "Gateway" => decode::<api::Gateway>,
+        "Sidecar" => decode::<api::Sidecar>,
+        "Telemetry" => decode::<api::Telemetry>,
+        "WorkloadEntry" => decode::<api::WorkloadEntry>,
+        "WorkloadGroup" => decode::<api::WorkloadGroup>,
+        _ => return false,
+    };
+    check_top_level(&map, report);
+    decode(spec, report);
+    true
+}
+
+fn decode<T: for<'de> Deserialize<'de>>(spec: Value, report: &mut Report) {
+    drop(typed::<T>(spec, "spec", true, report));
 }
 
 /// Reads and translates what the kind needs beyond its metadata.
@@ -231,13 +271,61 @@ fn body(
         }
         Kind::DestinationRule => {
             let spec: api::DestinationRule = typed(spec, "spec", true, report)?;
-            Some(Body::DestinationRule(translate::destination_rule(spec, scope, report)))
+            Some(Body::DestinationRule(Box::new(translate::destination_rule(spec, scope, report))))
+        }
+        Kind::ServiceEntry => {
+            let spec: api::ServiceEntry = typed(spec, "spec", true, report)?;
+            Some(Body::ServiceEntry(translate::service_entry(spec, scope, report)))
         }
         Kind::PeerAuthentication => {
             let spec: api::PeerAuthentication = typed(spec, "spec", true, report)?;
             Some(Body::PeerAuthentication(translate::peer_authentication(spec, report)))
         }
+        Kind::RateLimit => {
+            let spec: api::RateLimit = typed(spec, "spec", true, report)?;
+            let object = report.object.clone()?;
+            Some(Body::RateLimit(translate::rate_limit(spec, &object, scope, report)))
+        }
+        Kind::ConfigMap => Some(Body::MeshConfig(mesh_config(&map, scope, report)?)),
+        Kind::AuthorizationPolicy => {
+            let spec: api::AuthorizationPolicy = typed(spec, "spec", true, report)?;
+            Some(Body::Unenforced(translate::authorization_policy(spec)))
+        }
+        Kind::RequestAuthentication => {
+            let spec: api::RequestAuthentication = typed(spec, "spec", true, report)?;
+            Some(Body::Unenforced(translate::request_authentication(spec)))
+        }
     }
+}
+
+/// The text under the key `mesh` is YAML of its own.
+fn mesh_config(
+    map: &Map<String, Value>,
+    scope: &Scope<'_>,
+    report: &mut Report,
+) -> Option<MeshFacts> {
+    let text = map.get("data").and_then(|data| data.get("mesh")).and_then(Value::as_str);
+    let value = match yaml::documents(text.unwrap_or_default()).into_iter().next() {
+        None => Value::Null,
+        Some(document) => match document.value {
+            Ok(value) => value,
+            Err(fault) => {
+                report.error("data.mesh", format!("line {}: {}", fault.line, fault.message));
+                return None;
+            }
+        },
+    };
+    let all = match value {
+        Value::Null => Map::new(),
+        Value::Object(all) => all,
+        _ => {
+            report.error("data.mesh", "not a mapping");
+            return None;
+        }
+    };
+    let known = translate::known_keys(all, report);
+    let config: api::MeshConfig = typed(known, "data.mesh", true, report)?;
+    Some(translate::mesh_config(config, scope, report))
 }
 
 fn typed<T: for<'de> Deserialize<'de>>(
@@ -265,7 +353,7 @@ fn refused(error: FieldError, report: &mut Report) {
 fn say(notes: Vec<Note>, report: &mut Report) {
     for note in notes {
         match note {
-            Note::Unsupported { field } => report.warning(field, "not supported yet, ignored"),
+            Note::Unsupported { field } => report.warning(field, UNSUPPORTED_FIELD),
             Note::Unknown { field, near } => unknown(&field, near, report),
         }
     }
@@ -276,6 +364,6 @@ fn say(notes: Vec<Note>, report: &mut Report) {
 fn unknown(field: &str, near: Option<&str>, report: &mut Report) {
     match near {
         Some(near) => report.error(field, format!("unknown field; did you mean `{near}`?")),
-        None => report.warning(field, "unknown field, ignored"),
+        None => report.warning(field, UNKNOWN_FIELD),
     }
 }

@@ -9,11 +9,14 @@ mod yaml;
 
 use std::sync::Arc;
 
+use serde_json::{Map, Value};
+
+pub(super) use document::{NOT_ENFORCED, UNKNOWN_FIELD, UNSUPPORTED_FIELD, key_of};
 pub(super) use suggest::nearest;
 
 use super::diagnostic::{Diagnostic, Place, Report};
 use super::objects::{Key, Object};
-use crate::model::MeshSettings;
+use crate::model::{MeshSettings, ObjectRef};
 
 /// Bytes of one file; a larger one is refused whole, and its last good objects stay.
 pub const MAX_FILE_BYTES: usize = 64 << 20;
@@ -62,6 +65,20 @@ pub fn parse(text: &str, file: Option<&Arc<str>>, mesh: &MeshSettings) -> Parsed
         }
     }
     parsed
+}
+
+/// Reads one object that did not come from a file.
+pub(super) fn object(value: Value, mesh: &MeshSettings) -> Parsed {
+    let mut parsed = Parsed::default();
+    document::admit(value, None, mesh, &mut parsed);
+    parsed
+}
+
+/// What is wrong with an object of one of Istio's kinds that the mesh does not read; `None` if the
+/// kind is none of those.
+pub(super) fn unread(kind: &str, map: Map<String, Value>, object: ObjectRef) -> Option<Report> {
+    let mut report = Report::new(Some(object), None);
+    document::decode_unread(kind, map, &mut report).then_some(report)
 }
 
 /// Fills in the lines of findings about one document; its own line is there already.

@@ -238,6 +238,20 @@ impl<'de> Deserializer<'de> for Node<'_> {
         visitor.visit_i64(self.integer(0, u32::MAX.into())?)
     }
 
+    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
+        visitor.visit_i64(self.integer(0, i64::MAX)?)
+    }
+
+    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
+        let number = match &self.value {
+            Value::Number(number) => number.as_f64(),
+            Value::String(text) => text.parse().ok(),
+            _ => None,
+        };
+        let finite = number.filter(|number: &f64| number.is_finite());
+        visitor.visit_f64(finite.ok_or_else(|| self.wrong("a number"))?)
+    }
+
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
         match self.value {
             Value::String(text) => visitor.visit_string(text),
@@ -335,7 +349,7 @@ impl<'de> Deserializer<'de> for Node<'_> {
     }
 
     serde::forward_to_deserialize_any! {
-        i8 i16 i64 i128 u8 u64 u128 f32 f64 char bytes byte_buf unit unit_struct tuple
+        i8 i16 i64 i128 u8 u128 f32 char bytes byte_buf unit unit_struct tuple
         tuple_struct identifier ignored_any
     }
 }

@@ -10,21 +10,20 @@ use crate::config::diagnostic::Report;
 use crate::model::{HeaderEdit, HeaderOps};
 
 /// Changes to one message, and the authority they ask for.
-#[derive(Default)]
-pub(super) struct Changes {
+#[derive(Clone, Debug, Default)]
+pub(in crate::config) struct Changes {
     /// Changes of headers.
-    pub(super) ops: HeaderOps,
+    pub(in crate::config) ops: HeaderOps,
     /// `Host` or `:authority` in `set` or `add` of a request.
-    pub(super) authority: Option<HeaderValue>,
+    pub(in crate::config) authority: Option<HeaderValue>,
 }
 
 /// Changes to the request and to the response.
 pub(super) fn headers(
-    headers: Option<api::Headers>,
+    headers: api::Headers,
     field: &str,
     report: &mut Report,
 ) -> (Changes, HeaderOps) {
-    let Some(headers) = headers else { return Default::default() };
     let request = operations(headers.request, &format!("{field}.request"), true, report);
     let response = operations(headers.response, &format!("{field}.response"), false, report);
     (request, response.ops)

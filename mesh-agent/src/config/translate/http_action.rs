@@ -43,7 +43,8 @@ pub(super) fn destinations(
         if count == 1 && weight == 0 {
             weight = 1;
         }
-        let (request, response) = headers(entry.headers, &format!("{field}.headers"), report);
+        let changes = entry.headers.unwrap_or_default();
+        let (request, response) = headers(changes, &format!("{field}.headers"), report);
         let field = format!("{field}.destination");
         let Some((reference, port)) = destination(entry.destination, field, scope, report) else {
             continue;
@@ -70,7 +71,21 @@ pub(super) fn destinations(
     found
 }
 
-fn destination(
+/// Sum of the destinations' weights; `None` if there is nothing to choose among, or in error.
+pub(super) fn total_weight(
+    destinations: &[WeightedDestination],
+    field: &str,
+    report: &mut Report,
+) -> Option<u32> {
+    let sum = destinations.iter().try_fold(0_u32, |sum, to| sum.checked_add(to.weight));
+    if sum.is_none() {
+        report.error(format!("{field}.route"), "the weights add up to more than 4294967295");
+    }
+    sum.filter(|sum| *sum > 0)
+}
+
+/// A destination, and its port.
+pub(super) fn destination(
     found: Option<api::Destination>,
     field: String,
     scope: &Scope<'_>,
@@ -97,37 +112,32 @@ fn destination(
         },
     };
     let subset = (!found.subset.is_empty()).then(|| Arc::from(found.subset.as_str()));
-    Some((Reference { field, host: expand(&found.host, scope).into(), subset, port }, port))
+    let host = expand(&found.host, scope).into();
+    Some((Reference { field, host, subset, port, is_mirror: false }, port))
 }
 
-/// `rewrite`; `authority` is what the route's `headers.request` ask for, which yields to it.
-pub(super) fn rewrite(
-    found: Option<api::Rewrite>,
-    authority: Option<http::HeaderValue>,
-    field: &str,
-    report: &mut Report,
-) -> Rewrite {
-    let Some(found) = found else { return Rewrite { path: None, authority } };
+/// `rewrite`.
+pub(super) fn rewrite(found: &api::Rewrite, field: &str, report: &mut Report) -> Rewrite {
     let field = format!("{field}.rewrite");
-    let path = match found.uri_regex_rewrite {
+    let path = match &found.uri_regex_rewrite {
         Some(_) if !found.uri.is_empty() => {
             report.error(field.as_str(), "only one of `uri` and `uriRegexRewrite` can be given");
             None
         }
-        Some(rewrite) => regex_rewrite(&rewrite, &format!("{field}.uriRegexRewrite"), report),
+        Some(rewrite) => regex_rewrite(rewrite, &format!("{field}.uriRegexRewrite"), report),
         None => {
             check_target(&found.uri, &format!("{field}.uri"), report);
             (!found.uri.is_empty()).then(|| PathRewrite::Uri(found.uri.as_str().into()))
         }
     };
     check_authority(&found.authority, &format!("{field}.authority"), report);
-    let own = (!found.authority.is_empty())
+    let authority = (!found.authority.is_empty())
         .then(|| header_value(&found.authority, &format!("{field}.authority"), report))
         .flatten();
-    if path.is_none() && own.is_none() && !report.has_errors() {
+    if path.is_none() && authority.is_none() && !report.has_errors() {
         report.error(field, "must name `uri`, `authority` or `uriRegexRewrite`");
     }
-    Rewrite { path, authority: own.or(authority) }
+    Rewrite { path, authority }
 }
 
 fn regex_rewrite(

@@ -18,21 +18,31 @@ pub(super) const MESH: &str = "mesh";
 /// Header keys that Istio passes over, because `uri` and its siblings are there for them.
 const NOT_HEADERS: [&str; 4] = ["uri", "scheme", "method", "authority"];
 
+/// One `match[]` entry.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(in crate::config) struct MatchFacts {
+    /// What it asks for.
+    pub(in crate::config) conditions: HttpMatch,
+    /// `gateways`, as written: a delegate's must be among its root's.
+    pub(in crate::config) gateways: Vec<String>,
+}
+
 /// The entries that can apply to clients in the mesh. `None`: there were some, and none can, so the
 /// rule is not for them.
 pub(super) fn matches(
     entries: Vec<api::HttpMatch>,
     field: &str,
     report: &mut Report,
-) -> Option<Vec<HttpMatch>> {
+) -> Option<Vec<MatchFacts>> {
     let all = entries.is_empty();
     let mut kept = Vec::with_capacity(entries.len());
     for (index, entry) in entries.into_iter().enumerate() {
         let field = format!("{field}.match[{index}]");
         let in_mesh = entry.gateways.is_empty() || entry.gateways.iter().any(|name| name == MESH);
-        let compiled = http_match(entry, &field, report);
+        let gateways = entry.gateways.clone();
+        let conditions = http_match(entry, &field, report);
         if in_mesh {
-            kept.push(compiled);
+            kept.push(MatchFacts { conditions, gateways });
         }
     }
     (all || !kept.is_empty()).then_some(kept)
@@ -69,7 +79,7 @@ fn http_match(entry: api::HttpMatch, field: &str, report: &mut Report) -> HttpMa
 }
 
 /// Whether nothing that can be named is asked for: later rules are unreachable.
-pub(super) fn is_catch_all(found: &HttpMatch) -> bool {
+pub(in crate::config) fn is_catch_all(found: &HttpMatch) -> bool {
     let uri = match &found.uri {
         None => true,
         Some(StringMatch::Prefix(prefix)) => &**prefix == "/",
@@ -81,7 +91,11 @@ pub(super) fn is_catch_all(found: &HttpMatch) -> bool {
 }
 
 /// A condition on a part that every request has.
-fn part(found: Option<api::StringMatch>, field: &str, report: &mut Report) -> Option<StringMatch> {
+pub(super) fn part(
+    found: Option<api::StringMatch>,
+    field: &str,
+    report: &mut Report,
+) -> Option<StringMatch> {
     match string_match(found?, field, report)? {
         StringMatch::Present => {
             report.warning(field, "asks for nothing, ignored");
@@ -91,7 +105,7 @@ fn part(found: Option<api::StringMatch>, field: &str, report: &mut Report) -> Op
     }
 }
 
-fn headers(
+pub(super) fn headers(
     map: BTreeMap<String, api::StringMatch>,
     field: &str,
     report: &mut Report,
@@ -133,7 +147,11 @@ fn query(
 }
 
 /// One of `exact`, `prefix`, `regex`; none of them, or the regex `*`, means presence.
-fn string_match(found: api::StringMatch, field: &str, report: &mut Report) -> Option<StringMatch> {
+pub(super) fn string_match(
+    found: api::StringMatch,
+    field: &str,
+    report: &mut Report,
+) -> Option<StringMatch> {
     match (found.exact, found.prefix, found.regex) {
         (None, None, None) => Some(StringMatch::Present),
         (Some(text), None, None) => Some(StringMatch::Exact(text.into())),

@@ -37,28 +37,65 @@ pub(super) fn is_host(host: &str) -> bool {
     !name.is_empty() && name.len() <= 255 && name.split('.').all(label)
 }
 
-/// `exportTo`.
+/// `exportTo`; `None` where the mesh's default holds.
 pub(super) fn visibility(
     export_to: &[String],
     scope: &Scope<'_>,
     report: &mut Report,
-) -> Visibility {
+) -> Option<Visibility> {
     if export_to.is_empty() {
-        return Visibility::Everyone;
+        return None;
     }
-    let mut names: Vec<Arc<str>> = Vec::new();
+    let field = |index| format!("spec.exportTo[{index}]");
+    check_exports(export_to, field, report);
+    let has_own = export_to.iter().any(|entry| entry == ".");
     for (index, entry) in export_to.iter().enumerate() {
-        let field = || format!("spec.exportTo[{index}]");
-        match entry.as_str() {
-            "*" if export_to.len() == 1 => return Visibility::Everyone,
-            "*" => report.error(field(), "`*` must stand alone"),
-            "~" => report.error(field(), "`~` (nobody) has a meaning for ServiceEntry only"),
-            "." => names.push(Arc::clone(scope.namespace)),
-            own if own == &**scope.namespace && export_to.iter().any(|other| other == ".") => {
-                report.error(field(), format!("`{own}` and `.` name the same namespace"));
-            }
-            other => names.push(other.into()),
+        if has_own && **entry == **scope.namespace {
+            report.error(field(index), format!("`{entry}` and `.` name the same namespace"));
         }
     }
-    Visibility::Namespaces(names)
+    Some(exported(export_to, scope.namespace))
+}
+
+/// The same of a `ServiceEntry`, which may also be nobody's: `~`.
+pub(super) fn entry_visibility(
+    export_to: &[String],
+    scope: &Scope<'_>,
+    report: &mut Report,
+) -> Option<Visibility> {
+    if export_to == ["~"] {
+        return Some(Visibility::Namespaces(Vec::new()));
+    }
+    if let Some(index) = export_to.iter().position(|entry| entry == "~") {
+        report.error(format!("spec.exportTo[{index}]"), "`~` (nobody) must stand alone");
+        return None;
+    }
+    visibility(export_to, scope, report)
+}
+
+/// What `exportTo` cannot say, wherever it stands; `field` names an entry.
+pub(super) fn check_exports(
+    export_to: &[String],
+    field: impl Fn(usize) -> String,
+    report: &mut Report,
+) {
+    for (index, entry) in export_to.iter().enumerate() {
+        match entry.as_str() {
+            "*" if export_to.len() > 1 => report.error(field(index), "`*` must stand alone"),
+            "~" => report.error(field(index), "`~` (nobody) has a meaning for ServiceEntry only"),
+            _ => {}
+        }
+    }
+}
+
+/// Who sees an object of a namespace by such a list; everyone by an empty one.
+pub(in crate::config) fn exported(export_to: &[String], namespace: &Arc<str>) -> Visibility {
+    if export_to.iter().all(|entry| entry == "*") {
+        return Visibility::Everyone;
+    }
+    let named = export_to.iter().map(|entry| match entry.as_str() {
+        "." => Arc::clone(namespace),
+        other => other.into(),
+    });
+    Visibility::Namespaces(named.collect())
 }

@@ -4,19 +4,23 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
+use serde_json::Value;
 
-use super::Scope;
-use crate::config::api::{Labels, Metadata, Pod, PodSpec, PodStatus};
+use super::{Scope, network};
+use crate::config::api::{Container, Labels, Metadata, Pod, PodSpec, PodStatus, Probe};
 use crate::config::diagnostic::Report;
-use crate::model::{CaptureRules, PeerPolicy, SpiffeId, Workload, WorkloadName};
+use crate::model::{
+    CaptureRules, PeerPolicy, Readiness, Selection, SpiffeId, Workload, WorkloadName,
+};
 
 /// Set by the agent of the pod's node once it is in the mesh.
-const ENROLLED: &str = "malha.dev/enrolled";
+pub const ENROLLED: &str = "malha.dev/enrolled";
 /// Present on pods that have a sidecar.
 const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
 /// Opts a pod out; a label or an annotation.
 const INJECT: &str = "sidecar.istio.io/inject";
+/// Which application a pod is a part of, as Kubernetes recommends to label it.
+const PART_OF: &str = "app.kubernetes.io/part-of";
 const EXCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeOutboundPorts";
 const EXCLUDE_INBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeInboundPorts";
 const EXCLUDE_OUTBOUND_RANGES: &str = "traffic.sidecar.istio.io/excludeOutboundIPRanges";
@@ -36,10 +40,70 @@ const SANDBOXED: [&str; 5] = ["gvisor", "runsc", "kata", "kata-qemu", "kata-cont
 pub(in crate::config) struct PodFacts {
     /// Without what other objects decide: selection, peer policy, announcements.
     pub(in crate::config) workload: Workload,
+    /// Whether it may be in the mesh.
+    pub(in crate::config) mark: Mark,
+    /// Its condition `Ready`; one that tells none, as in a folder, is.
+    ready: bool,
+}
+
+impl PodFacts {
+    /// As an endpoint of a service whose pods nobody else watches over.
+    pub(in crate::config) fn readiness(&self) -> Readiness {
+        match (self.ready, self.workload.terminating) {
+            (true, false) => Readiness::Ready,
+            (true, true) => Readiness::Terminating,
+            (false, _) => Readiness::NotReady,
+        }
+    }
+}
+
+/// What a pod says itself of being in the mesh.
+#[derive(Debug)]
+pub(in crate::config) struct Mark {
     /// Opted out with `sidecar.istio.io/inject: "false"`.
-    pub(in crate::config) opted_out: bool,
+    opted_out: bool,
     /// Why it can never be in the mesh, though labels may ask for it.
     pub(in crate::config) unfit: Option<&'static str>,
+}
+
+impl Mark {
+    fn new(labels: &Labels, annotations: &Labels, runtime: &str) -> Self {
+        let opts_out = |from: &Labels| from.get(INJECT).is_some_and(|value| &**value == "false");
+        let opted_out = opts_out(labels) || opts_out(annotations) || is_own(labels);
+        Self { opted_out, unfit: unfit(runtime, annotations) }
+    }
+
+    /// Whether labels ask for it to be in the mesh, and it has not opted out.
+    pub(in crate::config) fn opted_in(
+        &self,
+        selection: &Selection,
+        namespace: &str,
+        labels: &Labels,
+    ) -> bool {
+        !self.opted_out && selection.wants(namespace, labels)
+    }
+}
+
+/// A pod as its container runtime knows it, which is before the API server tells of its addresses, and
+/// maybe of the pod at all.
+#[derive(Clone, Copy, Debug)]
+pub struct StartingPod<'a> {
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// Its labels.
+    pub labels: &'a Labels,
+    /// Its annotations.
+    pub annotations: &'a Labels,
+    /// Its runtime's name.
+    pub runtime: &'a str,
+}
+
+/// What to capture of a pod that starts; `None` if it is not selected.
+pub fn starting(selection: &Selection, pod: StartingPod<'_>) -> Option<CaptureRules> {
+    let mark = Mark::new(pod.labels, pod.annotations, pod.runtime);
+    let selected = mark.opted_in(selection, pod.namespace, pod.labels) && mark.unfit.is_none();
+    // What cannot be read of the annotations is reported when the pod's object comes.
+    selected.then(|| capture(pod.annotations, &mut Report::new(None, None)))
 }
 
 /// Translates one.
@@ -59,7 +123,6 @@ pub(in crate::config) fn pod(
         service_account: account(&pod.spec).into(),
     };
     let annotations = &metadata.annotations;
-    let opts_out = |from: &Labels| from.get(INJECT).is_some_and(|value| &**value == "false");
     let workload = Workload {
         uid: uid.unwrap_or_else(|| format!("{namespace}/{name}").into()),
         name: WorkloadName { namespace, name },
@@ -72,14 +135,24 @@ pub(in crate::config) fn pod(
         enrolled: annotations.get(ENROLLED).is_some_and(|value| &**value == "true"),
         finished: matches!(pod.status.phase.as_str(), "Succeeded" | "Failed"),
         terminating: metadata.deletion_timestamp.is_some(),
-        capture: capture(annotations, report),
+        capture: CaptureRules {
+            probed_ports: probed_ports(&pod.spec),
+            ..capture(annotations, report)
+        },
         peer_policy: PeerPolicy::default(),
     };
-    PodFacts {
-        workload,
-        opted_out: opts_out(&metadata.labels) || opts_out(annotations),
-        unfit: unfit(&pod.spec, annotations),
-    }
+    let mark = Mark::new(&metadata.labels, annotations, &pod.spec.runtime_class_name);
+    PodFacts { workload, mark, ready: is_ready(&pod.status) }
+}
+
+/// Malha's own pods are never captured: an agent would wait for itself.
+fn is_own(labels: &Labels) -> bool {
+    labels.get(PART_OF).is_some_and(|value| &**value == "malha")
+}
+
+fn is_ready(status: &PodStatus) -> bool {
+    let ready = status.conditions.iter().find(|condition| condition.r#type == "Ready");
+    ready.is_none_or(|condition| condition.status == "True")
 }
 
 fn account(spec: &PodSpec) -> &str {
@@ -97,11 +170,11 @@ fn addresses(status: &PodStatus) -> Vec<IpAddr> {
     ips
 }
 
-fn unfit(spec: &PodSpec, annotations: &Labels) -> Option<&'static str> {
+fn unfit(runtime: &str, annotations: &Labels) -> Option<&'static str> {
     if annotations.contains_key(SIDECAR_STATUS) {
         return Some("has a sidecar");
     }
-    let sandboxed = SANDBOXED.contains(&spec.runtime_class_name.as_str());
+    let sandboxed = SANDBOXED.contains(&runtime);
     sandboxed.then_some("runs in a sandbox with a kernel of its own")
 }
 
@@ -118,10 +191,42 @@ fn capture(annotations: &Labels, report: &mut Report) -> CaptureRules {
             annotations,
             EXCLUDE_OUTBOUND_RANGES,
             "an address range such as 10.0.0.0/8",
-            range,
+            network,
             report,
         ),
+        probed_ports: Vec::new(),
     }
+}
+
+/// Ports of probes and lifecycle hooks, sorted. The API server has checked them.
+fn probed_ports(spec: &PodSpec) -> Vec<u16> {
+    let mut ports: Vec<u16> = Vec::new();
+    for container in spec.containers.iter().chain(&spec.init_containers) {
+        let lifecycle = container.lifecycle.as_ref();
+        let probes = [
+            container.liveness_probe.as_ref(),
+            container.readiness_probe.as_ref(),
+            container.startup_probe.as_ref(),
+            lifecycle.and_then(|hooks| hooks.post_start.as_ref()),
+            lifecycle.and_then(|hooks| hooks.pre_stop.as_ref()),
+        ];
+        ports.extend(probes.into_iter().flatten().flat_map(|probe| targets(probe, container)));
+    }
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
+
+fn targets(probe: &Probe, container: &Container) -> impl Iterator<Item = u16> {
+    let targets = [&probe.http_get, &probe.tcp_socket, &probe.grpc];
+    let own = targets.into_iter().flatten().filter(|target| target.host.is_empty());
+    own.filter_map(|target| match target.port.as_ref()? {
+        Value::String(text) => {
+            let named = container.ports.iter().find(|port| port.name == *text);
+            named.map(|port| port.container_port).or_else(|| port(text))
+        }
+        number => number.as_u64().and_then(|number| u16::try_from(number).ok()),
+    })
 }
 
 /// A comma-separated list; entries that cannot be read are reported and left out.
@@ -149,9 +254,4 @@ fn annotation(key: &str) -> String {
 
 fn port(text: &str) -> Option<u16> {
     text.parse().ok().filter(|port| *port > 0)
-}
-
-fn range(text: &str) -> Option<IpNet> {
-    let host = || text.parse::<IpAddr>().ok().map(IpNet::from);
-    text.parse::<IpNet>().ok().map(|net| net.trunc()).or_else(host)
 }

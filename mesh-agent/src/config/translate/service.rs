@@ -118,7 +118,7 @@ pub(in crate::config) fn service(
 
 /// What a port speaks: `appProtocol` if given, else the port's name, by the part before the first
 /// `-`; case does not count. An unknown word is no declaration.
-fn protocol(app_protocol: Option<&str>, name: &str, port: u16) -> Protocol {
+pub(super) fn protocol(app_protocol: Option<&str>, name: &str, port: u16) -> Protocol {
     let text = app_protocol.unwrap_or(name).to_ascii_lowercase();
     match text.as_str() {
         "kubernetes.io/h2c" => return Protocol::Http2,

@@ -1,22 +1,33 @@
-//! `VirtualService`: hosts, gateways and the list of HTTP rules (istio-surface 1.1). Pure.
+//! `VirtualService`: hosts, gateways and the lists of rules (istio-surface 1.1). What an entry
+//! delegates is put in its place in `compile`. Pure.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Scope;
-use super::headers::headers;
-use super::http_action::{destinations, direct, redirect, rewrite};
-use super::http_match::{MESH, is_catch_all, matches};
+use super::http_match::MESH;
+use super::http_route::{RouteFacts, route};
+use super::l4_route;
 use super::names::{expand, is_host, visibility};
 use crate::config::api;
 use crate::config::diagnostic::Report;
-use crate::model::{Action, Forward, HostPattern, HttpRule, ObjectRef, VirtualService};
+use crate::model::{HostPattern, L4Routes, ObjectRef, Visibility};
 
 /// A `VirtualService`, with what it refers to.
 #[derive(Debug)]
 pub(in crate::config) struct VirtualServiceFacts {
-    /// Compiled, but its destinations' services are not looked up yet and its age is not filled in.
-    pub(in crate::config) compiled: VirtualService,
+    /// The object.
+    pub(in crate::config) object: ObjectRef,
+    /// Hosts, expanded.
+    pub(in crate::config) hosts: Vec<HostPattern>,
+    /// It has no hosts: it is there for others to delegate to.
+    pub(in crate::config) is_delegate: bool,
+    /// `exportTo`, if it has one.
+    pub(in crate::config) visibility: Option<Visibility>,
+    /// `http[]` for clients in the mesh.
+    pub(in crate::config) routes: Vec<RouteFacts>,
+    /// `tls[]` and `tcp[]` for clients in the mesh.
+    pub(in crate::config) l4: L4Routes,
     /// Every destination that it names.
     pub(in crate::config) references: Vec<Reference>,
 }
@@ -32,37 +43,59 @@ pub(in crate::config) struct Reference {
     pub(in crate::config) subset: Option<Arc<str>>,
     /// Port.
     pub(in crate::config) port: Option<u16>,
+    /// It gets copies only: requests do not depend on it.
+    pub(in crate::config) is_mirror: bool,
 }
 
-/// Translates one; without HTTP rules for clients in the mesh, it owns no host there.
+/// Translates one; without rules for clients in the mesh, it owns no host there.
 pub(in crate::config) fn virtual_service(
     spec: api::VirtualService,
     object: ObjectRef,
     scope: &Scope<'_>,
     report: &mut Report,
 ) -> VirtualServiceFacts {
-    let in_mesh = gateways(&spec.gateways, report);
+    let is_delegate = spec.hosts.is_empty();
+    if is_delegate {
+        check_delegate(&spec, report);
+    }
+    let in_mesh = is_delegate || gateways(&spec.gateways, report);
     let hosts = hosts(&spec.hosts, in_mesh, scope, report);
-    let mut references = Vec::new();
-    let mut http = Vec::new();
-    for (index, route) in spec.http.into_iter().enumerate() {
+    let (mut references, mut routes) = (Vec::new(), Vec::new());
+    for (index, entry) in spec.http.into_iter().enumerate() {
         let field = format!("spec.http[{index}]");
-        if let Some(rule) = rule(route, &field, scope, &mut references, report) {
-            http.push(rule);
+        if let Some(route) = route(entry, &field, scope, &mut references, report) {
+            routes.push(route);
         }
     }
-    if !in_mesh || hosts.is_empty() {
-        http.clear();
+    let lists = (spec.tls, spec.tcp);
+    let mut l4 = match is_delegate {
+        false => l4_route::routes(lists, (&spec.hosts, &hosts), scope, &mut references, report),
+        true => L4Routes::default(),
+    };
+    if !in_mesh || (hosts.is_empty() && !is_delegate) {
+        routes.clear();
+        l4 = L4Routes::default();
         references.clear();
     }
-    let catch_all =
-        |rule: &HttpRule| rule.matches.is_empty() || rule.matches.iter().any(is_catch_all);
-    if let Some(last) = http.iter().position(catch_all) {
-        http.truncate(last + 1);
-    }
     let visibility = visibility(&spec.export_to, scope, report);
-    let compiled = VirtualService { object, hosts, visibility, created: 0, http };
-    VirtualServiceFacts { compiled, references }
+    VirtualServiceFacts { object, hosts, is_delegate, visibility, routes, l4, references }
+}
+
+/// What one without hosts, which others delegate to, cannot have.
+fn check_delegate(spec: &api::VirtualService, report: &mut Report) {
+    let given = [
+        (!spec.gateways.is_empty(), "gateways"),
+        (!spec.tls.is_empty(), "tls"),
+        (!spec.tcp.is_empty(), "tcp"),
+    ];
+    for (_, name) in given.into_iter().filter(|(given, _)| *given) {
+        report.error(format!("spec.{name}"), "cannot be given without `hosts`");
+    }
+    let delegating = spec.http.iter().enumerate().filter(|(_, entry)| entry.delegate.is_some());
+    for (index, _) in delegating {
+        let message = "cannot be given without `hosts`: what is delegated is not delegated again";
+        report.error(format!("spec.http[{index}].delegate"), message);
+    }
 }
 
 /// Whether clients in the mesh see it.
@@ -84,9 +117,6 @@ fn hosts(
     scope: &Scope<'_>,
     report: &mut Report,
 ) -> Vec<HostPattern> {
-    if hosts.is_empty() {
-        report.warning("spec.hosts", "none: delegates are not supported yet, no effect");
-    }
     let (mut found, mut seen) = (Vec::with_capacity(hosts.len()), BTreeSet::new());
     for (index, host) in hosts.iter().enumerate() {
         let field = format!("spec.hosts[{index}]");
@@ -106,77 +136,4 @@ fn hosts(
         found.push(pattern);
     }
     found
-}
-
-/// One `http[]` entry; `None` if it is not for clients in the mesh, or in error.
-fn rule(
-    route: api::HttpRoute,
-    field: &str,
-    scope: &Scope<'_>,
-    references: &mut Vec<Reference>,
-    report: &mut Report,
-) -> Option<HttpRule> {
-    check_action(&route, field, report);
-    let delegated = route.delegate.is_some();
-    let timeout = route.timeout.map(|span| span.0);
-    if timeout.is_some_and(|time| !time.is_zero() && time.as_millis() == 0) {
-        report.error(format!("{field}.timeout"), "shorter than 1ms");
-    }
-    let (request, response_headers) = headers(route.headers, &format!("{field}.headers"), report);
-    let mut named = Vec::new();
-    let has_rewrite = route.rewrite.is_some();
-    let action = if let Some(found) = route.redirect {
-        Some(Action::Redirect(redirect(found, field, report)))
-    } else if let Some(found) = route.direct_response {
-        direct(found, field, report).map(Action::Direct)
-    } else {
-        let destinations = destinations(route.route, field, scope, &mut named, report);
-        let rewrite = rewrite(route.rewrite, request.authority, field, report);
-        let sum = destinations
-            .iter()
-            .try_fold(0_u32, |sum, destination| sum.checked_add(destination.weight));
-        if sum.is_none() {
-            report.error(format!("{field}.route"), "the weights add up to more than 4294967295");
-        }
-        let total_weight = sum.unwrap_or(0);
-        let timeout = timeout.filter(|time| !time.is_zero());
-        let forward = Forward { destinations, total_weight, rewrite, timeout };
-        (forward.total_weight > 0).then_some(Action::Forward(forward))
-    };
-    if has_rewrite && !matches!(action, Some(Action::Forward(_)) | None) {
-        report.error(format!("{field}.rewrite"), "has no meaning without `route`");
-    }
-    let matches = matches(route.r#match, field, report)?;
-    if delegated {
-        return None;
-    }
-    references.append(&mut named);
-    let name = if route.name.is_empty() { "default" } else { &route.name };
-    Some(HttpRule {
-        name: name.into(),
-        matches,
-        action: action?,
-        request_headers: request.ops,
-        response_headers,
-    })
-}
-
-/// Exactly one of the things that an entry can do.
-fn check_action(route: &api::HttpRoute, field: &str, report: &mut Report) {
-    let given: Vec<&str> = [
-        (!route.route.is_empty(), "route"),
-        (route.redirect.is_some(), "redirect"),
-        (route.direct_response.is_some(), "directResponse"),
-        (route.delegate.is_some(), "delegate"),
-    ]
-    .into_iter()
-    .filter_map(|(given, name)| given.then_some(name))
-    .collect();
-    match given.as_slice() {
-        [_] => {}
-        [] => report.error(field, "must have one of `route`, `redirect` and `directResponse`"),
-        [first, second, ..] => {
-            report.error(field, format!("cannot have both `{first}` and `{second}`"));
-        }
-    }
 }

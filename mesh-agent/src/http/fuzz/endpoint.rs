@@ -6,14 +6,13 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_util::task::TaskTracker;
 
 use super::message::{End, Message, Rules, requests};
 use crate::http::{Connect, ConnectError};
-use crate::model::{Endpoint, Workload};
+use crate::model::{ConnectionPool, Endpoint, Workload};
 
 /// What an in-memory stream buffers.
 pub(super) const PIPE: usize = 16 * 1024;
@@ -57,7 +56,7 @@ impl Connect for Net {
         &self,
         _source: &Arc<Workload>,
         endpoint: &Endpoint,
-        _timeout: Duration,
+        _pool: &ConnectionPool,
     ) -> Result<DuplexStream, ConnectError> {
         let expected = [([10, 0, 0, 1], 8080), VIP].map(SocketAddr::from);
         assert!(expected.contains(&endpoint.address), "who is {}?", endpoint.address);

@@ -2,6 +2,7 @@
 //! asked on the other, a paused clock in between.
 
 mod early;
+mod external;
 mod failure;
 mod hostile;
 mod hostile_http2;
@@ -9,7 +10,10 @@ mod hostile_http2_endpoint;
 mod hostile_request;
 mod hostile_response;
 mod protocol;
+mod rate_limits;
+mod retries;
 mod routing;
+mod shaping;
 mod split;
 
 use std::cell::RefCell;
@@ -37,7 +41,7 @@ use tokio_util::task::TaskTracker;
 use super::{Connect, ConnectError, ConnectionFacts, Engine, HttpVersion, serve};
 use crate::balance::fixture::pod;
 use crate::balance::{Draws, Live, LiveHandle};
-use crate::model::{Endpoint, Snapshot, Workload};
+use crate::model::{ConnectionPool, Endpoint, Snapshot, Workload};
 use crate::telemetry::Metrics;
 use crate::tunnel::Quota;
 
@@ -83,7 +87,7 @@ impl Connect for Net {
         &self,
         source: &Arc<Workload>,
         endpoint: &Endpoint,
-        _timeout: Duration,
+        _pool: &ConnectionPool,
     ) -> Result<DuplexStream, ConnectError> {
         self.dialled.borrow_mut().push((source.uid.clone(), endpoint.address));
         let server = self.servers.borrow().get(&endpoint.address).cloned();
@@ -265,6 +269,17 @@ impl World {
             .collect();
         found.sort();
         found
+    }
+}
+
+impl World {
+    /// The same whatever endpoint they went to: how many had this code and these flags.
+    fn total(&self, code_and_flags: &str) -> usize {
+        let of = |line: String| {
+            let (found, count) = line.rsplit_once(' ')?;
+            (found == code_and_flags).then(|| count.parse::<usize>().unwrap())
+        };
+        self.counted().into_iter().filter_map(of).sum()
     }
 }
 

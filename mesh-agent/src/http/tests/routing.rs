@@ -11,8 +11,8 @@ use crate::balance::fixture::{endpoint, object, pod, service, snapshot};
 use crate::http::router::{Head, Route, destination, route, virtual_host};
 use crate::model::{
     Action, DirectResponse, Forward, HeaderOps, HostPattern, HttpMatch, HttpRule, KeyMatch,
-    Protocol, Rewrite, ServiceKey, ServiceKind, Snapshot, StringMatch, VirtualService, Visibility,
-    WeightedDestination,
+    L4Routes, Protocol, RetryPolicy, Rewrite, ServiceKey, ServiceKind, Snapshot, StringMatch,
+    VirtualService, Visibility, WeightedDestination,
 };
 
 /// A rule named `name` that answers by itself.
@@ -26,6 +26,8 @@ fn rule(name: &str, matches: Vec<HttpMatch>) -> HttpRule {
         }),
         request_headers: HeaderOps::default(),
         response_headers: HeaderOps::default(),
+        fault: None,
+        cors: None,
     }
 }
 
@@ -35,7 +37,8 @@ pub(super) fn virtual_service(name: &str, hosts: &[&str], http: Vec<HttpRule>) -
         hosts: hosts.iter().map(|host| HostPattern::parse(host)).collect(),
         visibility: Visibility::Everyone,
         created: 0,
-        http,
+        http: http.into(),
+        l4: L4Routes::default(),
     }
 }
 
@@ -58,6 +61,8 @@ pub(super) fn forward(destinations: &[(&str, Option<&str>, u32)]) -> Forward {
         destinations,
         rewrite: Rewrite::default(),
         timeout: None,
+        retries: RetryPolicy::default(),
+        mirrors: vec![],
     }
 }
 

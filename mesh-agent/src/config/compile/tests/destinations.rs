@@ -3,6 +3,7 @@
 use expect_test::expect;
 
 use super::{check, nothing, rules};
+use crate::model::{Client, Snapshot};
 
 #[test]
 fn blocks_are_inherited_whole_and_port_entries_replace_their_level() {
@@ -34,7 +35,6 @@ spec:
 ",
         rules,
         expect![[r#"
-            warning DestinationRule shop/cart spec.subsets[2].trafficPolicy.connectionPool.http: not supported yet, ignored
             DestinationRule shop/cart Exact("cart.shop.svc.cluster.local") Everyone
               any: RoundRobin 3s
               port 90: Random 10s
@@ -43,8 +43,8 @@ spec:
               v2 {"version": "v2"}: LeastRequest 3s
               v2 port 90: LeastRequest 10s
               v2 port 91: LeastRequest 5s
-              v3 {}: RoundRobin 10s
-              v3 port 90: Random 10s
+              v3 {}: RoundRobin 10s pool max_retries: 1
+              v3 port 90: Random 10s pool max_retries: 1
         "#]],
     );
 }
@@ -88,7 +88,9 @@ spec: { host: cart, workloadSelector: { matchLabels: { app: x } }, subsets: [{ n
         expect![[r#"
             warning DestinationRule shop/a spec.subsets[0].name: `v1` is defined by an older rule of this host already, which counts
             warning DestinationRule shop/c spec.trafficPolicy: no effect: DestinationRule shop/a, which is older, has one for this host
-            warning DestinationRule shop/f spec.workloadSelector: not supported yet: the whole rule is ignored
+            DestinationRule shop/f Exact("cart.shop.svc.cluster.local") Everyone for {"app": "x"}
+              any: LeastRequest 10s
+              v9 {}: LeastRequest 10s
             DestinationRule shop/d Exact("cart.shop.svc.cluster.local") Namespaces(["other", "shop"])
               any: LeastRequest 10s
             DestinationRule shop/b Exact("cart.shop.svc.cluster.local") Everyone
@@ -124,7 +126,7 @@ spec: { host: '*' }
         |snapshot| {
             let service = snapshot.services.values().next().unwrap();
             let found = ["shop", "web", "far", "away", "istio-system"].map(|client| {
-                let rule = snapshot.destination_rule(service, client);
+                let rule = snapshot.destination_rule(service, Client::of_namespace(client));
                 let name = rule.map(|rule| rule.object.to_string()).unwrap_or_default();
                 format!("{client}: {name}\n")
             });
@@ -138,6 +140,91 @@ spec: { host: '*' }
             istio-system: DestinationRule istio-system/root
         "#]],
     );
+}
+
+#[test]
+fn a_rule_for_some_clients_goes_before_one_for_all() {
+    let rule = |name: &str, namespace: &str, spec: &str| {
+        format!(
+            "
+---
+kind: DestinationRule
+metadata: {{ name: {name}, namespace: {namespace} }}
+spec: {{ host: '{spec} }}
+"
+        )
+    };
+    let cart = "cart.shop.svc.cluster.local'";
+    let rules = [
+        rule("all", "web", cart),
+        rule("some", "web", &format!("{cart}, workloadSelector: {{ matchLabels: {{ app: a }} }}")),
+        rule(
+            "second",
+            "web",
+            &format!("{cart}, workloadSelector: {{ matchLabels: {{ v: '1' }} }}"),
+        ),
+        // A host that is less specific comes later, whomever it is for.
+        rule(
+            "wide",
+            "web",
+            "*.shop.svc.cluster.local', workloadSelector: { matchLabels: { app: b } }",
+        ),
+        rule(
+            "only-some",
+            "far",
+            &format!("{cart}, workloadSelector: {{ matchLabels: {{ app: a }} }}"),
+        ),
+        // For the clients of its own namespace, whatever it is exported to.
+        rule(
+            "own",
+            "shop",
+            &format!("{cart}, exportTo: ['*'], workloadSelector: {{ matchLabels: {{ app: a }} }}"),
+        ),
+        rule("everyone", "shop", &format!("{cart}, exportTo: ['*']")),
+    ];
+    check(
+        &format!(
+            "
+kind: Service
+metadata: {{ name: cart, namespace: shop }}
+spec: {{ clusterIP: 10.1.0.1, ports: [{{ name: http, port: 80 }}] }}{}",
+            rules.concat()
+        ),
+        rules_of_clients,
+        expect![[r#"
+            warning DestinationRule shop/own spec.exportTo[0]: no effect: a rule with `workloadSelector` is for its own namespace
+            web {"app": "a", "other": "label"}: DestinationRule web/some
+            web {"v": "1"}: DestinationRule web/second
+            web {"app": "b"}: DestinationRule web/all
+            web {}: DestinationRule web/all
+            far {"app": "a"}: DestinationRule far/only-some
+            far {"app": "b"}: DestinationRule shop/everyone
+            shop {"app": "a"}: DestinationRule shop/own
+            far: DestinationRule shop/everyone
+        "#]],
+    );
+}
+
+/// Which rule holds for pods with these labels, and for a namespace's in general.
+fn rules_of_clients(snapshot: &Snapshot) -> String {
+    let service = snapshot.services.values().next().unwrap();
+    let clients: [(&str, &[(&str, &str)]); 7] = [
+        ("web", &[("app", "a"), ("other", "label")]),
+        ("web", &[("v", "1")]),
+        ("web", &[("app", "b")]),
+        ("web", &[]),
+        ("far", &[("app", "a")]),
+        ("far", &[("app", "b")]),
+        ("shop", &[("app", "a")]),
+    ];
+    let seen = clients.map(|(namespace, labels)| {
+        let labels = labels.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
+        let client = Client { namespace, labels: Some(&labels) };
+        let rule = snapshot.destination_rule(service, client).unwrap();
+        format!("{namespace} {labels:?}: {}\n", rule.object)
+    });
+    let unnamed = snapshot.destination_rule(service, Client::of_namespace("far")).unwrap();
+    seen.concat() + &format!("far: {}\n", unnamed.object)
 }
 
 #[test]
@@ -185,11 +272,9 @@ spec:
             error DestinationRule default/c spec.trafficPolicy.connectionPool.tcp.connectTimeout: shorter than 1ms
             error DestinationRule default/c spec.trafficPolicy.portLevelSettings[0].port.number: missing, or not a port
             error DestinationRule default/d spec.subsets[0].labels.version: must be text, but YAML reads it as 1: put it in quotes
-            warning DestinationRule default/b spec.trafficPolicy.loadBalancer.consistentHash: not supported yet, ignored
+            warning DestinationRule default/b spec.trafficPolicy.loadBalancer.consistentHash: names no key, such as `httpHeaderName`: any endpoint is chosen
             warning DestinationRule default/c spec.subsets[2].name: `v1` is there twice: the first counts
             warning DestinationRule default/e spec.host: no service `cart.default.svc.cluster.local`
-            warning DestinationRule default/e spec.trafficPolicy.connectionPool.tcp.maxConnections: not supported yet, ignored
-            warning DestinationRule default/e spec.trafficPolicy.outlierDetection: not supported yet, ignored
             warning DestinationRule default/e spec.trafficPolicy.tls.mode: DISABLE is ignored: mutual TLS is used wherever both sides are in the mesh
         "#]],
     );

@@ -1,9 +1,17 @@
 //! Data-driven tests: YAML in, text out. Here are the helpers; the cases are by subject.
 
+mod delegates;
 mod destinations;
 mod direct;
+mod external;
+mod filters;
+mod l4_routes;
+mod mesh;
+mod policies;
+mod rate_limits;
 mod reading;
 mod references;
+mod retries;
 mod routes;
 mod services;
 mod sharing;
@@ -17,8 +25,9 @@ use expect_test::Expect;
 use super::*;
 use crate::config::{Kind, Settings, parse};
 use crate::model::{
-    Action, Forward, HeaderOps, HttpMatch, HttpRule, KeyMatch, PathRewrite, Readiness, StringMatch,
-    VirtualService, Visibility, Workload,
+    Action, ConnectionPool, Forward, HeaderOps, HttpMatch, HttpRule, KeyMatch, L4Match,
+    PathRewrite, Readiness, Resolution, RetryPolicy, StringMatch, TrafficPolicy, VirtualService,
+    Visibility, Workload,
 };
 
 /// A service `cart` in `shop` with two pods, v1 and v2, for tests of routes.
@@ -126,12 +135,14 @@ fn workloads(snapshot: &Snapshot) -> String {
     let mut text = String::new();
     for pod in found {
         write!(text, "{} {} {:?}", pod.name, pod.identity, pod.ips).unwrap();
+        let unprotected = snapshot.unprotected(&pod.name.namespace, &pod.labels);
         for (is, word) in [
             (pod.selected, "selected"),
             (pod.enrolled, "enrolled"),
             (pod.host_network, "host-network"),
             (pod.finished, "finished"),
             (pod.terminating, "terminating"),
+            (pod.selected && unprotected.is_some(), "held-back"),
         ] {
             if is {
                 write!(text, " {word}").unwrap();
@@ -146,10 +157,13 @@ fn rules(snapshot: &Snapshot) -> String {
     let mut text = String::new();
     let sorted: BTreeMap<_, _> = snapshot.destination_rules.iter().collect();
     for rule in sorted.into_values().flatten() {
-        writeln!(text, "{} {:?} {:?}", rule.object, rule.host, rule.visibility).unwrap();
-        let mut policy = |name: &str, policy: &crate::model::TrafficPolicy| {
-            writeln!(text, "  {name}: {:?} {:?}", policy.load_balancer, policy.connect_timeout)
-                .unwrap();
+        write!(text, "{} {:?} {:?}", rule.object, rule.host, rule.visibility).unwrap();
+        if !rule.workload_selector.is_empty() {
+            write!(text, " for {:?}", rule.workload_selector).unwrap();
+        }
+        text.push('\n');
+        let mut policy = |name: &str, policy: &TrafficPolicy| {
+            writeln!(text, "  {name}: {}", policy_text(policy)).unwrap();
         };
         policy("any", &rule.policy);
         for (port, found) in &rule.port_policies {
@@ -166,6 +180,37 @@ fn rules(snapshot: &Snapshot) -> String {
     text
 }
 
+/// Algorithm and connect timeout, then what differs from the defaults.
+fn policy_text(policy: &TrafficPolicy) -> String {
+    let mut text = format!("{:?} {:?}", policy.load_balancer, policy.pool.connect_timeout);
+    if let Some(key) = &policy.hash_key {
+        write!(text, " by {key:?}").unwrap();
+    }
+    if let Some(warmup) = policy.warmup {
+        write!(text, " {warmup:?}").unwrap();
+    }
+    let usual =
+        ConnectionPool { connect_timeout: policy.pool.connect_timeout, ..Default::default() };
+    if policy.pool != usual {
+        // Only the fields that differ, of the two lists of fields.
+        let (found, usual) = (format!("{:?}", policy.pool), format!("{usual:?}"));
+        let parts = |text: &str| {
+            let inner = text.trim_start_matches("ConnectionPool { ").trim_end_matches(" }");
+            inner.split(", ").map(str::to_owned).collect::<Vec<_>>()
+        };
+        let usual = parts(&usual);
+        let differing = parts(&found).into_iter().filter(|part| !usual.contains(part));
+        write!(text, " pool {}", differing.collect::<Vec<_>>().join(", ")).unwrap();
+    }
+    if let Some(outlier) = &policy.outlier {
+        write!(text, " {outlier:?}").unwrap();
+    }
+    if let Some(budget) = policy.retry_budget {
+        write!(text, " {budget:?}").unwrap();
+    }
+    text
+}
+
 fn routes(snapshot: &Snapshot) -> String {
     snapshot.virtual_services.iter().fold(String::new(), |text, found| text + &route_text(found))
 }
@@ -176,7 +221,7 @@ fn route_text(found: &VirtualService) -> String {
         write!(text, " {:?}", found.visibility).unwrap();
     }
     text.push('\n');
-    for rule in &found.http {
+    for rule in found.http.iter() {
         let matches: Vec<String> = rule.matches.iter().map(match_text).collect();
         writeln!(text, "  {} [{}] {}", rule.name, matches.join(" | "), action_text(rule)).unwrap();
     }
@@ -233,6 +278,35 @@ fn action_text(rule: &HttpRule) -> String {
     };
     text.push_str(&ops_text("request", &rule.request_headers));
     text.push_str(&ops_text("response", &rule.response_headers));
+    if let Some(fault) = &rule.fault {
+        if let Some((time, share)) = &fault.delay {
+            write!(text, " delay {time:?} of {}%", share.as_percent()).unwrap();
+        }
+        if let Some((abort, share)) = &fault.abort {
+            write!(text, " abort {abort:?} of {}%", share.as_percent()).unwrap();
+        }
+    }
+    if let Some(cors) = &rule.cors {
+        let origins: Vec<String> = cors.allow_origins.iter().map(condition_text).collect();
+        write!(text, " cors [{}]", origins.join(" | ")).unwrap();
+        let lists = [
+            ("methods", &cors.allow_methods),
+            ("headers", &cors.allow_headers),
+            ("expose", &cors.expose_headers),
+            ("age", &cors.max_age),
+        ];
+        for (name, value) in lists {
+            if let Some(value) = value {
+                write!(text, " {name} {value:?}").unwrap();
+            }
+        }
+        for (is, word) in
+            [(cors.allow_credentials, "credentials"), (!cors.forward_unmatched, "alone")]
+        {
+            text.push_str(if is { " " } else { "" });
+            text.push_str(if is { word } else { "" });
+        }
+    }
     text
 }
 
@@ -262,6 +336,35 @@ fn forward_text(forward: &Forward) -> String {
     if let Some(timeout) = forward.timeout {
         write!(text, " timeout {timeout:?}").unwrap();
     }
+    text.push_str(&retry_text(&forward.retries));
+    for mirror in &forward.mirrors {
+        let subset = mirror.subset.as_deref().unwrap_or("*");
+        let port = mirror.port.map(|port| format!(":{port}")).unwrap_or_default();
+        let lost = if mirror.service.is_none() { " (no service)" } else { "" };
+        let share = mirror.share.as_percent();
+        write!(text, " mirror {}{port}/{subset} {share}%{lost}", mirror.host).unwrap();
+    }
+    text
+}
+
+/// What differs from the defaults.
+fn retry_text(found: &RetryPolicy) -> String {
+    let usual = RetryPolicy::default();
+    let mut text = String::new();
+    if found.attempts != usual.attempts {
+        write!(text, " retries {}", found.attempts).unwrap();
+    }
+    if let Some(time) = found.per_try_timeout {
+        write!(text, " per try {time:?}").unwrap();
+    }
+    if found.on != usual.on || !found.statuses.is_empty() {
+        write!(text, " on {:?} {:?}", found.on, found.statuses).unwrap();
+    }
+    if found.back_off != usual.back_off {
+        write!(text, " back-off {:?}", found.back_off).unwrap();
+    }
+    text.push_str(if found.remote_localities { " remote" } else { "" });
+    text.push_str(if found.ignore_previous_hosts { "" } else { " any-host" });
     text
 }
 
@@ -275,6 +378,79 @@ fn ops_text(name: &str, ops: &HeaderOps) -> String {
     }
     for removed in &ops.remove {
         write!(text, " {name} -{removed}").unwrap();
+    }
+    text
+}
+
+fn l4_routes(snapshot: &Snapshot) -> String {
+    let mut text = String::new();
+    for found in &snapshot.virtual_services {
+        writeln!(text, "{} {:?}", found.object, found.hosts).unwrap();
+        let tls = found.l4.tls.iter().map(|rule| ("tls", rule));
+        for (kind, rule) in tls.chain(found.l4.tcp.iter().map(|rule| ("tcp", rule))) {
+            let matches: Vec<String> = rule.matches.iter().map(l4_match_text).collect();
+            write!(text, "  {kind} [{}] /{}", matches.join(" | "), rule.total_weight).unwrap();
+            for to in &rule.destinations {
+                let subset = to.subset.as_deref().unwrap_or("*");
+                let port = to.port.map(|port| format!(":{port}")).unwrap_or_default();
+                let lost = if to.service.is_none() { " (no service)" } else { "" };
+                write!(text, " {}{port}/{subset} {}{lost}", to.host, to.weight).unwrap();
+            }
+            text.push('\n');
+        }
+    }
+    text
+}
+
+fn l4_match_text(found: &L4Match) -> String {
+    let mut parts = Vec::new();
+    if !found.sni_hosts.is_empty() {
+        parts.push(format!("sni {:?}", found.sni_hosts));
+    }
+    if !found.destination_subnets.is_empty() {
+        parts.push(format!("to {:?}", found.destination_subnets));
+    }
+    parts.extend(found.port.map(|port| format!("port {port}")));
+    parts.extend(found.source_subnet.map(|net| format!("from {net}")));
+    if !found.source_labels.is_empty() {
+        parts.push(format!("from {:?}", found.source_labels));
+    }
+    parts.extend(found.source_namespace.as_ref().map(|name| format!("from namespace {name}")));
+    parts.join(", ")
+}
+
+/// Services of service entries.
+fn externals(snapshot: &Snapshot) -> String {
+    let mut text = String::new();
+    let services: BTreeMap<_, _> = snapshot.services.iter().collect();
+    for (key, service) in services {
+        let Some(external) = service.external() else { continue };
+        let addresses = &service.addresses;
+        write!(text, "{key} {} {addresses:?}", external.object).unwrap();
+        if !external.ranges.is_empty() {
+            write!(text, " {:?}", external.ranges).unwrap();
+        }
+        match &external.resolution {
+            Resolution::Dialled => text.push_str(" dialled"),
+            Resolution::Static => text.push_str(" static"),
+            Resolution::Dns { names, pending } => {
+                write!(text, " dns {names:?}{}", if *pending { " pending" } else { "" }).unwrap();
+            }
+        }
+        if external.visibility != Visibility::Everyone {
+            write!(text, " {:?}", external.visibility).unwrap();
+        }
+        text.push('\n');
+        for port in &service.ports {
+            writeln!(text, "  {} {:?} {:?}", port.port, port.name, port.protocol).unwrap();
+            for endpoint in port.endpoints.iter() {
+                let pod = endpoint.workload.as_ref().map(|pod| format!(" {}", pod.name));
+                let labels = endpoint.labels.as_ref().map(|labels| format!(" {labels:?}"));
+                let ready = if endpoint.readiness == Readiness::Ready { "" } else { " not ready" };
+                let (pod, labels) = (pod.unwrap_or_default(), labels.unwrap_or_default());
+                writeln!(text, "    {}{pod}{labels}{ready}", endpoint.address).unwrap();
+            }
+        }
     }
     text
 }

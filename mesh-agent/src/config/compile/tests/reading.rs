@@ -57,7 +57,6 @@ metadata: { name: also-good, uid: also-good }
         error: not valid YAML: the key `name` is there twice (file pods.yaml, document 3, line 13)
         error: not an object: a mapping with `apiVersion` and `kind` was expected (file pods.yaml, document 4, line 15)
         error kind: missing: every object must say what it is (file pods.yaml, document 5, line 17)
-        warning VirtualService default/x spec.http[0].retries: not supported yet, ignored (file pods.yaml, document 6, line 25)
         error VirtualService default/x spec.http[0].route[0].wieght: unknown field; did you mean `weight`? (file pods.yaml, document 6, line 28)
     "#]].assert_eq(&text);
 }
@@ -109,7 +108,6 @@ metadata: { name: f, creationTimestamp: yesterday }
             error Pod default/f metadata.creationTimestamp: `yesterday` is not a time such as `2026-01-31T12:00:00Z`
             error Pod x/ metadata.name: missing: every object needs a name
             error VirtualService default/a apiVersion: `networking.istio.io/v1alpha1` is not a version of VirtualService that the mesh reads; write `apiVersion: networking.istio.io/v1`
-            warning VirtualService default/a spec.hosts: none: delegates are not supported yet, no effect
         "#]],
     );
 }
@@ -135,7 +133,7 @@ metadata: { name: k }
 ",
         nothing,
         expect![[r#"
-            error AuthorizationPolicy h: not supported yet: nothing of it is enforced
+            error AuthorizationPolicy default/h: not supported yet: nothing of it is enforced
             error VirtualSerivce x/g kind: `VirtualSerivce` is not known; did you mean `VirtualService`?
             warning Gateway i: not supported yet, ignored
             warning Mystery k kind: `Mystery` is not read by the mesh, ignored
@@ -294,12 +292,32 @@ spec:
     - { destination: { host: cart, subset: v2 }, weight: 10 }
     headers: { request: { set: { a: b }, remove: [c] } }
     timeout: 1.5s
+    retries: { attempts: 3, perTryTimeout: 1s, retryOn: '5xx,503' }
+    fault: { delay: { fixedDelay: 1s, percentage: { value: 0.5 } }, abort: { grpcStatus: OK, percentage: { value: 1 } } }
+    mirror: { host: cart }
+    mirrorPercentage: { value: 10 }
+    corsPolicy: { allowOrigins: [{ prefix: a }], allowMethods: [GET], maxAge: 1h }
+  - match: [{ uri: { prefix: /d } }]
+    delegate: { name: more }
   - redirect: { uri: /x, redirectCode: 302 }
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: { name: more, namespace: shop }
+spec: { http: [{ match: [{ uri: { exact: /d/e } }], route: [{ destination: { host: cart } }] }] }
 ---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: { name: cart, namespace: shop }
-spec: { host: cart, subsets: [{ name: v1, labels: { version: v1 } }] }
+spec:
+  host: cart
+  workloadSelector: { matchLabels: { a: b } }
+  subsets: [{ name: v1, labels: { version: v1 } }]
+  trafficPolicy:
+    loadBalancer: { consistentHash: { httpCookie: { name: c, ttl: 1h }, maglev: { tableSize: 7 } } }
+    connectionPool: { tcp: { maxConnections: 1, idleTimeout: 0s }, http: { maxRetries: 2 } }
+    outlierDetection: { interval: 1s, maxEjectionPercent: 50 }
+    retryBudget: { percent: 12.5 }
 ---
 apiVersion: v1
 kind: Pod

@@ -2,7 +2,7 @@
 
 use expect_test::expect;
 
-use super::{Bench, CART, check, nothing, route_text, routes};
+use super::{Bench, CART, check, nothing, route_text, routes, rules};
 
 fn with_subset(subset: &str) -> String {
     format!(
@@ -111,6 +111,77 @@ fn an_invalid_version_leaves_the_last_good_one_in_force() {
     bench.objects.remove("routes");
     bench.compile();
     assert_eq!(in_force(&bench), "");
+}
+
+/// Whatever is wrong with the newer version, the older one stays, and the finding names the field.
+#[test]
+fn every_bad_version_leaves_the_last_good_one_in_force() {
+    let version = |http: &str| {
+        format!(
+            "
+kind: VirtualService
+metadata: {{ name: cart, namespace: shop }}
+spec: {{ hosts: [cart], http: [{{ {http} }}] }}
+"
+        )
+    };
+    let route = "route: [{ destination: { host: cart } }]";
+    let two =
+        "route: [{ destination: { host: cart, subset: v1 } }, { destination: { host: cart } }]";
+    let lost = "route: [{ destination: { host: cart, subset: v9 } }]";
+    let bad = [
+        ("route", two.to_owned()),
+        ("route[0].destination.subset", lost.to_owned()),
+        ("match[0].uri", format!("match: [{{ uri: {{ prefix: /a, exact: /b }} }}], {route}")),
+        ("match[0].uri.regex", format!("match: [{{ uri: {{ regex: '(' }} }}], {route}")),
+        ("timeout", format!("timeout: -1s, {route}")),
+        ("retries.retryOn", format!("retries: {{ attempts: 1, retryOn: 5xxx }}, {route}")),
+        ("fault", format!("fault: {{}}, {route}")),
+        ("corsPolicy.maxAge", format!("corsPolicy: {{ maxAge: 1ms }}, {route}")),
+        ("mirrorPercent", format!("mirror: {{ host: cart }}, mirrorPercent: 200, {route}")),
+    ];
+    for (field, http) in bad {
+        let mut bench = Bench::new();
+        bench.apply("services", CART, 0);
+        assert_eq!(bench.apply("routes", &with_subset("v1"), 1), "");
+        let good = in_force(&bench);
+        let findings = bench.apply("routes", &version(&http), 2);
+        let named = format!("error VirtualService shop/cart spec.http[0].{field}: ");
+        assert!(findings.contains(&named), "{http}:\n{findings}");
+        let stays = "warning VirtualService shop/cart: its last good version stays in force\n";
+        assert!(findings.contains(stays), "{http}:\n{findings}");
+        assert_eq!(in_force(&bench), good, "{http}");
+    }
+}
+
+/// The same of a destination rule.
+#[test]
+fn a_bad_policy_leaves_the_last_good_one_in_force() {
+    let rule = |policy: &str| {
+        format!(
+            "
+kind: DestinationRule
+metadata: {{ name: more, namespace: shop }}
+spec: {{ host: '*.shop.svc.cluster.local', trafficPolicy: {{ {policy} }} }}
+"
+        )
+    };
+    let mut bench = Bench::new();
+    bench.apply("services", CART, 0);
+    assert_eq!(bench.apply("more", &rule("connectionPool: { tcp: { maxConnections: 7 } }"), 1), "");
+    let good = rules(&bench.snapshot);
+    assert!(good.contains("max_connections: 7"), "{good}");
+    for (field, policy) in [
+        ("loadBalancer", "loadBalancer: { simple: RANDOM, consistentHash: { useSourceIp: true } }"),
+        ("connectionPool.tcp.maxConnections", "connectionPool: { tcp: { maxConnections: -1 } }"),
+        ("outlierDetection.interval", "outlierDetection: { interval: 0s }"),
+        ("retryBudget.percent", "retryBudget: { percent: -1 }"),
+    ] {
+        let findings = bench.apply("more", &rule(policy), 2);
+        let named = format!("error DestinationRule shop/more spec.trafficPolicy.{field}: ");
+        assert!(findings.contains(&named), "{policy}:\n{findings}");
+        assert_eq!(rules(&bench.snapshot), good, "{policy}");
+    }
 }
 
 #[test]

@@ -218,8 +218,6 @@ fn what_is_not_supported_yet_is_said() {
     check_spec(
         "
   hosts: [cart]
-  tcp: [{ route: [{ destination: { host: cart } }] }]
-  tls: []
   http:
   - match: [{ uri: { prefix: /x }, statPrefix: y }]
     delegate: { name: other }
@@ -231,16 +229,10 @@ fn what_is_not_supported_yet_is_said() {
     route: [{ destination: { host: cart } }]
 ",
         expect![[r#"
-            warning VirtualService shop/cart spec.http[0].delegate: not supported yet, ignored
+            warning VirtualService shop/cart spec.http[0].delegate: VirtualService shop/other is not there: this route is left out
             warning VirtualService shop/cart spec.http[0].match[0].statPrefix: not supported yet, ignored
-            warning VirtualService shop/cart spec.http[1].corsPolicy: not supported yet, ignored
-            warning VirtualService shop/cart spec.http[1].fault: not supported yet, ignored
-            warning VirtualService shop/cart spec.http[1].mirror: not supported yet, ignored
-            warning VirtualService shop/cart spec.http[1].mirrorPercent: not supported yet, ignored
-            warning VirtualService shop/cart spec.http[1].retries: not supported yet, ignored
-            warning VirtualService shop/cart spec.tcp: not supported yet, ignored
             VirtualService shop/cart [Exact("cart.shop.svc.cluster.local")]
-              default [] /1 cart.shop.svc.cluster.local/* 1
+              default [] /1 cart.shop.svc.cluster.local/* 1 retries 3 per try 2s mirror cart.shop.svc.cluster.local/* 50% delay 1s of 10% cors [present]
         "#]],
     );
 }
@@ -381,16 +373,14 @@ fn a_first_service_without_rules_does_not_shadow() {
         "
 kind: VirtualService
 metadata: { name: a }
-spec: { hosts: [x.example], tcp: [{}] }
+spec: { hosts: [x.example] }
 ---
 kind: VirtualService
 metadata: { name: b }
 spec: { hosts: [x.example], http: [{ directResponse: { status: 200 } }] }
 ",
         |snapshot| snapshot.virtual_service("x.example", "default").unwrap().object.to_string(),
-        expect![[r#"
-            warning VirtualService default/a spec.tcp: not supported yet, ignored
-            VirtualService default/b"#]],
+        expect![[r#"VirtualService default/b"#]],
     );
 }
 
@@ -404,7 +394,7 @@ spec: { http: [{ directResponse: { status: 200 } }] }
 ",
         nothing,
         expect![[r#"
-            warning VirtualService default/a spec.hosts: none: delegates are not supported yet, no effect
+            warning VirtualService default/a spec.hosts: none, and no VirtualService delegates to it: no effect
         "#]],
     );
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use expect_test::expect;
 
 use super::{Bench, Settings, check, nothing, workloads};
-use crate::config::Objects;
+use crate::config::{Labels, Objects};
 
 #[test]
 fn labels_of_namespace_and_pod_select() {
@@ -248,7 +248,70 @@ metadata:
             warning Pod default/a metadata.annotations[traffic.sidecar.istio.io/excludeOutboundPorts]: `0` is not a port, ignored
             warning Pod default/a metadata.annotations[traffic.sidecar.istio.io/excludeOutboundPorts]: `abc` is not a port, ignored
             warning Pod default/a metadata.annotations[traffic.sidecar.istio.io/includeOutboundIPRanges]: not supported yet, ignored
-            CaptureRules { exclude_outbound_ports: [3306], exclude_inbound_ports: [8081], exclude_outbound_ranges: [10.0.0.0/8, 192.0.2.1/32, fd00::/64] }
+            CaptureRules { exclude_outbound_ports: [3306], exclude_inbound_ports: [8081], exclude_outbound_ranges: [10.0.0.0/8, 192.0.2.1/32, fd00::/64], probed_ports: [] }
         "#]],
     );
+}
+
+#[test]
+fn pods_wait_for_what_is_meant_to_protect_them() {
+    let pods = "
+kind: Namespace
+metadata: { name: shop, labels: { istio.io/dataplane-mode: malha } }
+---
+kind: Pod
+metadata: { name: cart, namespace: shop, uid: 1a, labels: { app: cart } }
+---
+kind: Pod
+metadata: { name: front, namespace: shop, uid: 2b, labels: { app: front } }
+---
+kind: Pod
+metadata: { name: outside, namespace: other, uid: 3c, labels: { app: cart } }
+---
+";
+    let held_back = |policy: &str| {
+        let mut bench = Bench::new();
+        bench.apply("", &format!("{pods}{policy}"), 1000);
+        let names = bench.snapshot.workloads_by_uid.values();
+        let names = names.filter(|pod| {
+            let object = bench.snapshot.unprotected(&pod.name.namespace, &pod.labels);
+            pod.selected && object.is_some()
+        });
+        let mut names: Vec<String> = names.map(|pod| pod.name.name.to_string()).collect();
+        names.sort();
+        names.join(" ")
+    };
+    let policy = |kind: &str, namespace: &str, spec: &str| {
+        held_back(&format!("kind: {kind}\nmetadata: {{ name: p, namespace: {namespace} }}\n{spec}"))
+    };
+    let cart = "spec: { selector: { matchLabels: { app: cart } } }";
+    assert_eq!(policy("AuthorizationPolicy", "shop", ""), "cart front");
+    assert_eq!(policy("AuthorizationPolicy", "shop", cart), "cart");
+    assert_eq!(policy("RequestAuthentication", "istio-system", ""), "cart front");
+    assert_eq!(policy("RequestAuthentication", "istio-system", cart), "cart");
+    assert_eq!(policy("AuthorizationPolicy", "other", ""), "");
+    assert_eq!(policy("PeerAuthentication", "shop", ""), "");
+    let gateway = "spec: { targetRefs: [{ kind: Gateway, name: ingress }] }";
+    assert_eq!(policy("AuthorizationPolicy", "shop", gateway), "");
+    let service = "spec: { targetRef: { kind: Service, name: cart } }";
+    assert_eq!(policy("AuthorizationPolicy", "shop", service), "cart front");
+}
+
+#[test]
+fn what_holds_pods_back_is_part_of_the_snapshot() {
+    let mut bench = Bench::new();
+    let pod = "
+kind: Pod
+metadata: { name: cart, namespace: shop, uid: 1a, labels: { istio.io/dataplane-mode: malha } }
+";
+    bench.apply("a", pod, 1000);
+    let policy = "\nkind: AuthorizationPolicy\nmetadata: { name: p, namespace: shop }\n";
+    bench.apply("b", policy, 1000);
+    assert_eq!(bench.snapshot.generation, 2);
+    let object = bench.snapshot.unprotected("shop", &Labels::default()).unwrap();
+    assert_eq!(object.to_string(), "AuthorizationPolicy shop/p");
+    bench.objects.remove("b");
+    bench.compile();
+    assert_eq!(bench.snapshot.generation, 3);
+    assert!(bench.snapshot.unprotected("shop", &Labels::default()).is_none());
 }

@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use super::fixture::{endpoint, pod, rule, service, snapshot};
-use super::{Ask, Draws, Live, share};
-use crate::model::{LoadBalancer, Protocol, Readiness, Service, Subset, Workload};
+use super::{Ask, Choice, Draws, Live, Picked, share};
+use crate::model::{LoadBalancer, Protocol, Readiness, Service, Subset, TrafficPolicy, Workload};
+
+mod hashing;
+mod outlier;
+mod warmup;
 
 fn web(endpoints: &[(&str, &str)]) -> Service {
     let endpoints = endpoints.iter().map(|(at, version)| endpoint(at, version)).collect();
@@ -19,15 +23,23 @@ fn ask<'a>(source: &'a Arc<Workload>, service: &'a Service) -> Ask<'a> {
         service,
         port: &service.ports[0],
         subset: None,
-        policy: LoadBalancer::RoundRobin,
+        policy: &ROUND_ROBIN,
         dialled: "10.96.0.1:80".parse().unwrap(),
-        tried: &[],
-        draw: 0,
     }
 }
 
+static ROUND_ROBIN: LazyLock<TrafficPolicy> = LazyLock::new(|| by(LoadBalancer::RoundRobin));
+
+fn by(load_balancer: LoadBalancer) -> TrafficPolicy {
+    TrafficPolicy { load_balancer, ..TrafficPolicy::default() }
+}
+
+fn pick(live: &Live, ask: &Ask<'_>, draw: u64) -> Option<Picked> {
+    live.upstream(*ask).pick(&Choice { tried: &[], hash: None, draw })
+}
+
 fn at(live: &Live, ask: &Ask<'_>) -> SocketAddr {
-    live.pick(ask).unwrap().endpoint.address
+    pick(live, ask, 0).unwrap().endpoint.address
 }
 
 const A: &str = "10.0.0.1:8080";
@@ -73,15 +85,19 @@ fn active_requests_survive_a_new_generation_and_end_with_the_guard() {
     let web = web(&[(A, "v1"), (B, "v1")]);
     let world = snapshot(std::slice::from_ref(&client), vec![web.clone()], vec![], vec![]);
     let live = Live::new(world.clone());
-    let busy = live.pick(&ask(&client, &web)).unwrap();
+    let busy = pick(&live, &ask(&client, &web), 0).unwrap();
     let live = live.next(world);
     let draws = Draws::seeded(3);
-    let least = |draw| Ask { policy: LoadBalancer::LeastRequest, draw, ..ask(&client, &web) };
+    let policy = by(LoadBalancer::LeastRequest);
+    let least = || {
+        let ask = Ask { policy: &policy, ..ask(&client, &web) };
+        pick(&live, &ask, draws.next()).unwrap().endpoint.address
+    };
     for _ in 0..50 {
-        assert_eq!(at(&live, &least(draws.next())), B.parse().unwrap());
+        assert_eq!(least(), B.parse().unwrap());
     }
     drop(busy);
-    let after: Vec<_> = (0..50).map(|_| at(&live, &least(draws.next()))).collect();
+    let after: Vec<_> = (0..50).map(|_| least()).collect();
     assert!(after.contains(&A.parse().unwrap()), "the count went back to 0");
 }
 
@@ -112,7 +128,7 @@ fn only_ready_endpoints_of_the_subset_in_a_family_that_the_client_has() {
             Live::new(snapshot(std::slice::from_ref(client), vec![web.clone()], vec![], vec![]));
         let ask = Ask { subset, dialled: dialled.parse().unwrap(), ..ask(client, &web) };
         let mut seen: Vec<String> = (0..6)
-            .filter_map(|_| live.pick(&ask))
+            .filter_map(|_| pick(&live, &ask, 0))
             .map(|picked| picked.endpoint.address.to_string())
             .collect();
         seen.sort();
@@ -138,11 +154,12 @@ fn a_tried_endpoint_comes_last() {
         Live::new(snapshot(std::slice::from_ref(&client), vec![web.clone()], vec![], vec![]));
     let (a, b): (SocketAddr, SocketAddr) = (A.parse().unwrap(), B.parse().unwrap());
     for policy in [LoadBalancer::LeastRequest, LoadBalancer::RoundRobin, LoadBalancer::Random] {
+        let policy = by(policy);
+        let balancer = live.upstream(Ask { policy: &policy, ..ask(&client, &web) });
         for draw in [0, u64::MAX / 3, u64::MAX] {
-            let ask = Ask { policy, draw, tried: &[a], ..ask(&client, &web) };
-            assert_eq!(at(&live, &ask), b);
-            let exhausted = Ask { tried: &[a, b], ..ask };
-            assert!(live.pick(&exhausted).is_some());
+            let choice = Choice { tried: &[a], hash: None, draw };
+            assert_eq!(balancer.pick(&choice).unwrap().endpoint.address, b);
+            assert!(balancer.pick(&Choice { tried: &[a, b], ..choice }).is_some());
         }
     }
 }
@@ -160,8 +177,9 @@ fn round_robin_holds_inside_weighted_subsets() {
     let mut counts: BTreeMap<SocketAddr, i64> = BTreeMap::new();
     for _ in 0..10_000 {
         let name = if share(draws.next(), 100) < 90 { "v1" } else { "v2" };
-        let ask = Ask { subset: dr.subset(name), draw: draws.next(), ..ask(&client, &web) };
-        *counts.entry(at(&live, &ask)).or_default() += 1;
+        let ask = Ask { subset: dr.subset(name), ..ask(&client, &web) };
+        let picked = pick(&live, &ask, draws.next()).unwrap();
+        *counts.entry(picked.endpoint.address).or_default() += 1;
     }
     let counts: Vec<i64> = counts.into_values().collect();
     assert!((counts[0] + counts[1] - 9_000).abs() < 150, "{counts:?}");
@@ -180,8 +198,9 @@ fn terminating_endpoints_serve_only_where_none_is_ready() {
         let web = service(("shop", "web"), "10.96.0.1", (80, Protocol::Http), found.to_vec());
         let world = snapshot(std::slice::from_ref(&client), vec![web.clone()], vec![], vec![]);
         let live = Live::new(world);
-        let mut seen: Vec<SocketAddr> =
-            (0..4).filter_map(|_| Some(live.pick(&ask(&client, &web))?.endpoint.address)).collect();
+        let mut seen: Vec<SocketAddr> = (0..4)
+            .filter_map(|_| Some(pick(&live, &ask(&client, &web), 0)?.endpoint.address))
+            .collect();
         seen.sort_unstable();
         seen.dedup();
         seen.iter().map(ToString::to_string).collect::<Vec<_>>()

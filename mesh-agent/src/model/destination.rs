@@ -1,0 +1,82 @@
+//! What a destination of a route comes to for one client: the service, its port, the subset, and the
+//! policy that holds for them. HTTP requests and other connections ask here alike.
+//!
+//! Source: istio-surface 1.1.1 and 1.2.1.
+
+use std::sync::Arc;
+
+use super::{
+    Client, Mirror, Service, ServiceKey, ServicePort, Snapshot, Subset, TrafficPolicy,
+    WeightedDestination,
+};
+
+/// A destination as a route names it.
+#[derive(Clone, Copy, Debug)]
+pub struct NamedDestination<'a> {
+    service: Option<&'a ServiceKey>,
+    subset: Option<&'a str>,
+    port: Option<u16>,
+}
+
+impl<'a> From<&'a WeightedDestination> for NamedDestination<'a> {
+    fn from(to: &'a WeightedDestination) -> Self {
+        Self { service: to.service.as_ref(), subset: to.subset.as_deref(), port: to.port }
+    }
+}
+
+impl<'a> From<&'a Mirror> for NamedDestination<'a> {
+    fn from(to: &'a Mirror) -> Self {
+        Self { service: to.service.as_ref(), subset: to.subset.as_deref(), port: to.port }
+    }
+}
+
+/// The service, the number of its port and the subset that a route names.
+pub type FoundDestination<'a> = (&'a Arc<Service>, u16, Option<&'a Subset>);
+
+/// A service port, or a subset of its endpoints.
+#[derive(Clone, Copy, Debug)]
+pub struct ServiceTarget<'a> {
+    /// The service.
+    pub service: &'a Arc<Service>,
+    /// Its port.
+    pub port: &'a ServicePort,
+    /// The subset, if the route names one.
+    pub subset: Option<&'a Subset>,
+    /// What holds for it.
+    pub policy: &'a TrafficPolicy,
+}
+
+impl Snapshot {
+    /// What a route names; `None`: there is no such service or subset. `addressed`: the port that the
+    /// client did, for routes that name none of several.
+    pub fn named<'a>(
+        &'a self,
+        to: &NamedDestination<'_>,
+        client: Client<'_>,
+        addressed: u16,
+    ) -> Option<FoundDestination<'a>> {
+        let service = self.destination(to.service?, client.namespace)?;
+        let port = match (to.port, &*service.ports) {
+            (Some(port), _) => port,
+            (None, [only]) => only.port,
+            (None, _) => addressed,
+        };
+        let subset = match to.subset {
+            Some(name) => Some(self.subset(service, client, name)?),
+            None => None,
+        };
+        Some((service, port, subset))
+    }
+
+    /// A service port with the policy that holds for it; `None`: the service has no such port.
+    pub fn target<'a>(
+        &'a self,
+        (service, port, subset): FoundDestination<'a>,
+        client: Client<'_>,
+    ) -> Option<ServiceTarget<'a>> {
+        let port = service.port(port)?;
+        let rule = self.destination_rule(service, client);
+        let policy = rule.map_or(TrafficPolicy::of_mesh(), |rule| rule.policy(subset, port.port));
+        Some(ServiceTarget { service, port, subset, policy })
+    }
+}
