@@ -46,7 +46,7 @@ pub(super) async fn serve_plaintext(worker: &Rc<Worker>, accepted: Accepted) {
             "connection closed due to policy rejection");
         return reset_tcp(client);
     }
-    let Some(_end) = pod.quota.socket() else {
+    let Some(_end) = pod.quota.socket_for_others() else {
         record.flag(ResponseFlag::UpstreamOverflow);
         return reset_tcp(client);
     };
@@ -117,7 +117,9 @@ async fn serve_stream(worker: Rc<Worker>, pod: Arc<LocalPod>, client: IpAddr, in
         return incoming.refuse(REFUSED);
     }
     // The stream, and the socket to the application.
-    let (Some(_permit), Some(_end)) = (pod.quota.stream_from(client), pod.quota.socket()) else {
+    let (Some(_permit), Some(_end)) =
+        (pod.quota.stream_from(client), pod.quota.socket_for_others())
+    else {
         record.flag(ResponseFlag::UpstreamOverflow);
         return incoming.refuse(UNREACHABLE);
     };

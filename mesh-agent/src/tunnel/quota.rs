@@ -3,8 +3,10 @@
 //!
 //! Invariant: a pod may hold twice what it leaves free to the others, counted across workers. So one
 //! greedy pod gets two thirds, two get two fifths each, and whoever comes next finds half of what
-//! each of them has; all together never get more than there is. Those who connect to one pod share
-//! what that pod may have in the same way. (Choudhury and Hahne, "Dynamic queue length thresholds for
+//! each of them has; all together never get more than there is. Sockets and streams are counted so
+//! twice: those of connections that the pod makes, and those of connections that others make to it,
+//! so that a flood of these takes nothing from those. Who connects to one pod shares what that pod
+//! may have in the same way. (Choudhury and Hahne, "Dynamic queue length thresholds for
 //! shared-memory packet switches", 1998.)
 
 use std::net::IpAddr;
@@ -46,13 +48,37 @@ pub struct Quota {
     budget: Arc<Budget>,
     connections: Pot,
     handshakes: Pot,
-    sockets: AtomicUsize,
-    streams: AtomicUsize,
+    sockets: BySide,
+    streams: BySide,
     requests: AtomicUsize,
     memory: AtomicUsize,
     /// Connections to the pod by the address that they come from; absent at 0.
     sources: Mutex<FxHashMap<IpAddr, usize>>,
-    refused: AtomicUsize,
+    /// By reason, so that a flood of one kind does not hide another in the log.
+    refused: [AtomicUsize; Refused::COUNT],
+}
+
+/// Counts of each [`Side`].
+type BySide = [AtomicUsize; 2];
+
+/// Who began what a socket or stream is for.
+#[derive(Clone, Copy, Debug)]
+enum Side {
+    /// The pod.
+    Own,
+    /// Somebody who connects to it.
+    Others,
+}
+
+/// Why something was refused.
+#[derive(Clone, Copy, Debug)]
+enum Refused {
+    Source,
+    Connections,
+    Sockets,
+    Streams,
+    Handshakes,
+    Requests,
 }
 
 /// Something that a pod holds, given back when dropped.
@@ -67,8 +93,8 @@ pub struct Permit {
 
 #[derive(Clone, Copy, Debug)]
 enum What {
-    Socket,
-    Stream,
+    Socket(Side),
+    Stream(Side),
     Handshake,
     Request,
     Memory(usize),
@@ -188,12 +214,12 @@ impl Quota {
             budget,
             connections: pot(connections),
             handshakes: pot(HANDSHAKES),
-            sockets: AtomicUsize::new(0),
-            streams: AtomicUsize::new(0),
+            sockets: BySide::default(),
+            streams: BySide::default(),
             requests: AtomicUsize::new(0),
             memory: AtomicUsize::new(0),
             sources: Mutex::default(),
-            refused: AtomicUsize::new(0),
+            refused: Default::default(),
         })
     }
 
@@ -216,41 +242,54 @@ impl Quota {
     /// may hold as many as the pod may still take.
     pub fn connection_from(self: &Arc<Self>, source: IpAddr) -> Option<Permit> {
         if !self.admits(source) {
-            return self.refuse("connections of one source");
+            return self.refuse(Refused::Source);
         }
-        let permit = self.connection()?;
-        Some(self.of(permit, source))
+        let permit = self.socket_of(Side::Others)?;
+        Some(self.of(self.as_connection(permit)?, source))
     }
 
     /// The same on a tunnel's stream; the socket to the application is taken apart.
     pub fn stream_from(self: &Arc<Self>, source: IpAddr) -> Option<Permit> {
         if !self.admits(source) {
-            return self.refuse("connections of one source");
+            return self.refuse(Refused::Source);
         }
-        let permit = self.stream()?;
+        let permit = self.stream_of(Side::Others)?;
         Some(self.of(self.as_connection(permit)?, source))
     }
 
     /// Room for one socket more, which the agent opens on the pod's behalf.
     pub fn socket(self: &Arc<Self>) -> Option<Permit> {
-        if self.budget.sockets.take(&self.sockets, 1) {
-            return Some(self.permit(What::Socket));
-        }
-        self.refuse("sockets")
+        self.socket_of(Side::Own)
     }
 
-    /// Room for one stream of a tunnel more.
-    pub fn stream(self: &Arc<Self>) -> Option<Permit> {
-        if self.budget.streams.take(&self.streams, 1) {
-            return Some(self.permit(What::Stream));
+    /// Room for one socket more, on which the agent passes on to the pod what others send.
+    pub fn socket_for_others(self: &Arc<Self>) -> Option<Permit> {
+        self.socket_of(Side::Others)
+    }
+
+    fn socket_of(self: &Arc<Self>, side: Side) -> Option<Permit> {
+        if self.budget.sockets.take(&self.sockets[side as usize], 1) {
+            return Some(self.permit(What::Socket(side)));
         }
-        self.refuse("streams")
+        self.refuse(Refused::Sockets)
+    }
+
+    /// Room for one stream more, of a tunnel to somewhere else.
+    pub fn stream(self: &Arc<Self>) -> Option<Permit> {
+        self.stream_of(Side::Own)
+    }
+
+    fn stream_of(self: &Arc<Self>, side: Side) -> Option<Permit> {
+        if self.budget.streams.take(&self.streams[side as usize], 1) {
+            return Some(self.permit(What::Stream(side)));
+        }
+        self.refuse(Refused::Streams)
     }
 
     /// Counts what a socket or stream carries.
     fn as_connection(self: &Arc<Self>, carrier: Permit) -> Option<Permit> {
         if !self.connections.take_one() {
-            return self.refuse("connections");
+            return self.refuse(Refused::Connections);
         }
         let mut permit = carrier;
         permit.is_connection = true;
@@ -259,7 +298,7 @@ impl Quota {
 
     fn admits(&self, source: IpAddr) -> bool {
         let held = self.sources().get(&source).copied().unwrap_or(0);
-        let left = |pot: &Pot, own: &AtomicUsize| pot.left(own.load(Ordering::Relaxed));
+        let left = |pot: &Pot, own: &BySide| pot.left(held_by(own, Side::Others));
         let sockets = left(&self.budget.sockets, &self.sockets);
         let streams = left(&self.budget.streams, &self.streams);
         held < sockets.min(streams)
@@ -287,13 +326,13 @@ impl Quota {
     }
 
     /// Room for one handshake more, of which anybody can begin many: only a quarter of the sockets
-    /// that the pod may still take, so that its own connections have theirs.
+    /// that others may still take, so that established connections have theirs.
     pub fn handshake(self: &Arc<Self>) -> Option<Permit> {
-        let left = self.budget.sockets.left(self.sockets.load(Ordering::Relaxed));
+        let left = self.budget.sockets.left(held_by(&self.sockets, Side::Others));
         if self.handshakes.held() * 4 < left && self.handshakes.take_one() {
             return Some(self.permit(What::Handshake));
         }
-        self.refuse("handshakes")
+        self.refuse(Refused::Handshakes)
     }
 
     /// Room for one HTTP request more.
@@ -301,7 +340,7 @@ impl Quota {
         if self.budget.requests.take(&self.requests, 1) {
             return Some(self.permit(What::Request));
         }
-        self.refuse("requests")
+        self.refuse(Refused::Requests)
     }
 
     /// Sets `octets` aside for a buffer that can also be small: to have none is no refusal.
@@ -320,10 +359,11 @@ impl Quota {
         Permit { quota: Arc::clone(self), what, is_connection: false, source: None }
     }
 
-    fn refuse(&self, what: &'static str) -> Option<Permit> {
-        let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
+    fn refuse(&self, what: Refused) -> Option<Permit> {
+        let refused = self.refused[what as usize].fetch_add(1, Ordering::Relaxed) + 1;
         // At 1, 2, 4, 8: a flood is told of and does not flood the log.
         if refused.is_power_of_two() {
+            let what = what.name();
             tracing::warn!(pod = %self.pod, what, refused, "a pod is at its limit");
         }
         None
@@ -332,24 +372,46 @@ impl Quota {
     /// How many have been refused so far.
     #[must_use]
     pub fn refused(&self) -> usize {
-        self.refused.load(Ordering::Relaxed)
+        self.refused.iter().map(|count| count.load(Ordering::Relaxed)).sum()
     }
 
     /// What the pod holds now.
     #[must_use]
     pub fn held(&self) -> Usage {
         Usage {
-            sockets: self.sockets.load(Ordering::Relaxed),
-            streams: self.streams.load(Ordering::Relaxed),
+            sockets: held_by(&self.sockets, Side::Own) + held_by(&self.sockets, Side::Others),
+            streams: held_by(&self.streams, Side::Own) + held_by(&self.streams, Side::Others),
             requests: self.requests.load(Ordering::Relaxed),
             memory: self.memory.load(Ordering::Relaxed),
         }
     }
 }
 
+fn held_by(counts: &BySide, side: Side) -> usize {
+    counts[side as usize].load(Ordering::Relaxed)
+}
+
 impl Drop for Quota {
     fn drop(&mut self) {
         self.budget.sockets.held.fetch_sub(OWN, Ordering::Relaxed);
+    }
+}
+
+// === impl Refused ===
+
+impl Refused {
+    const COUNT: usize = Self::Requests as usize + 1;
+
+    /// What there are too many of.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Source => "connections of one source",
+            Self::Connections => "connections",
+            Self::Sockets => "sockets",
+            Self::Streams => "streams",
+            Self::Handshakes => "handshakes",
+            Self::Requests => "requests",
+        }
     }
 }
 
@@ -373,8 +435,8 @@ impl Drop for Permit {
             quota.connections.give_one();
         }
         match self.what {
-            What::Socket => quota.budget.sockets.give(&quota.sockets, 1),
-            What::Stream => quota.budget.streams.give(&quota.streams, 1),
+            What::Socket(side) => quota.budget.sockets.give(&quota.sockets[side as usize], 1),
+            What::Stream(side) => quota.budget.streams.give(&quota.streams[side as usize], 1),
             What::Handshake => quota.handshakes.give_one(),
             What::Request => quota.budget.requests.give(&quota.requests, 1),
             What::Memory(octets) => quota.budget.memory.give(&quota.memory, octets),
@@ -465,8 +527,27 @@ mod tests {
             Some((socket, quotas[0].handshake()?))
         };
         let flood: Vec<_> = std::iter::from_fn(shake).collect();
-        assert_eq!(flood.len(), 20, "of 46 sockets that it may have");
-        assert_eq!(greedy(&quotas[0]).len(), 26);
+        assert_eq!(flood.len(), 20, "of 46 sockets that others may have");
+        let more = std::iter::from_fn(|| quotas[0].connection_from([10, 0, 0, 2].into()));
+        let more: Vec<_> = more.collect();
+        assert_eq!(more.len(), 16, "a third of what was left, to another source");
+        assert_eq!(greedy(&quotas[0]).len(), 22, "two thirds of the rest, to the pod itself");
+    }
+
+    /// Two pods are flooded one after the other: what is free shrinks after the first flood has got
+    /// all that it may have.
+    #[test]
+    fn floods_take_nothing_from_connections_that_a_pod_makes() {
+        let (_, quotas) = pods(2, 90);
+        let flood = |quota: &Arc<Quota>| -> Vec<Permit> {
+            let from = || quota.connection_from([10, 0, 0, 1].into());
+            std::iter::from_fn(from).collect()
+        };
+        let _floods = (flood(&quotas[0]), flood(&quotas[1]));
+        for quota in &quotas {
+            assert!(quota.connection_from([10, 0, 0, 1].into()).is_none());
+            assert!(greedy(quota).len() > 5);
+        }
     }
 
     #[test]
