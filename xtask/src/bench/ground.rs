@@ -49,6 +49,8 @@ pub(super) enum Way {
     Direct,
     /// The mesh.
     Mesh,
+    /// The mesh with another build of the agent, on a ground of its own.
+    OtherMesh,
     /// The mesh, in a namespace whose routes and destinations ask for much.
     Shaped,
     /// The mesh, in a namespace whose pods of one node reach each other past the agent.
@@ -231,7 +233,7 @@ impl Ground {
     pub(super) fn proxies(&self, way: Way) -> anyhow::Result<Vec<u32>> {
         Ok(match way {
             Way::Direct => Vec::new(),
-            Way::Mesh | Way::Shaped | Way::PastAgent => {
+            Way::Mesh | Way::OtherMesh | Way::Shaped | Way::PastAgent => {
                 let agents = self.lab.nodes();
                 agents.iter().filter_map(|node| self.lab.agent_pid(node)).collect()
             }
@@ -249,7 +251,7 @@ impl Ground {
 
 fn namespace(way: Way) -> &'static str {
     match way {
-        Way::Mesh => "mesh",
+        Way::Mesh | Way::OtherMesh => "mesh",
         Way::Shaped => "shaped",
         Way::PastAgent => "direct",
         Way::Direct | Way::Rival(_) => "plain",

@@ -52,6 +52,9 @@ pub struct BenchArgs {
     /// node, but for scenarios that say otherwise
     #[arg(long)]
     workers: Option<usize>,
+    /// Measure the mesh with this agent too, another build of it, in the same rounds
+    #[arg(long, value_name = "AGENT", conflicts_with_all = ["smoke", "profile"])]
+    against: Option<PathBuf>,
     /// Show where the agents' time goes in one scenario: a flame graph below `target/bench`, and a
     /// table
     #[arg(long, value_name = "SCENARIO", conflicts_with_all = ["smoke", "scenario", "json", "markdown"])]
@@ -88,7 +91,8 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     }
     let built = build::with(BuildArgs { release: true })?;
     let extent = Extent { rounds: args.rounds, seconds: args.seconds, tiny: false };
-    let report = measure(&built, setting, extent, &args.scenario)?;
+    let other = args.against.clone().map(|mesh_agent| Built { mesh_agent, ..built.clone() });
+    let report = measure((&built, other.as_ref()), setting, extent, &args.scenario)?;
     if let Some(file) = &args.json {
         let text = serde_json::to_string_pretty(&report)?;
         std::fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
@@ -109,7 +113,8 @@ pub fn smoke() -> anyhow::Result<()> {
     tools::check(&built)?;
     // One for all: nothing is started twice.
     let setting = Setting::UNPINNED;
-    measure(&built, Some(setting), Extent { rounds: 1, seconds: 0.2, tiny: true }, &[]).map(drop)
+    let extent = Extent { rounds: 1, seconds: 0.2, tiny: true };
+    measure((&built, None), Some(setting), extent, &[]).map(drop)
 }
 
 /// Everything that `--scenario` takes, and what it is.
@@ -120,9 +125,10 @@ fn names() -> impl Iterator<Item = (&'static str, &'static str)> {
         .chain(NAMES)
 }
 
-/// Measures the scenarios that are named; all without a name. Without a setting each has its own.
+/// Measures the scenarios that are named; all without a name. Without a setting each has its own. With
+/// another build the mesh is measured with that too.
 fn measure(
-    built: &Built,
+    (built, other): (&Built, Option<&Built>),
     setting: Option<Setting>,
     extent: Extent,
     only: &[String],
@@ -142,8 +148,9 @@ fn measure(
         let ways = scenarios.iter().flat_map(|scenario| scenario.ways).copied();
         let setting = scenarios.first().map_or(Setting::PINNED, |one| of(one));
         let ground = Ground::new(built, setting, &ways.collect::<Vec<_>>())?;
+        let other = other.map(|other| Ground::new(other, setting, &[])).transpose()?;
         for scenario in scenarios {
-            let measured = rounds(scenario, &ground, extent)?;
+            let measured = rounds(scenario, (&ground, other.as_ref()), extent)?;
             say(&measured.table());
             report.scenarios.push(measured);
         }
@@ -161,12 +168,18 @@ fn measure(
     Ok(report)
 }
 
-fn rounds(scenario: &Scenario, ground: &Ground, extent: Extent) -> anyhow::Result<Measured> {
+fn rounds(
+    scenario: &Scenario,
+    (ground, other): (&Ground, Option<&Ground>),
+    extent: Extent,
+) -> anyhow::Result<Measured> {
+    let also = other.map(|_| Way::OtherMesh);
     let mut ways: Vec<(Way, Vec<Outcome>)> =
-        scenario.ways.iter().map(|way| (*way, Vec::new())).collect();
+        scenario.ways.iter().copied().chain(also).map(|way| (way, Vec::new())).collect();
     for _ in 0..extent.rounds {
         for (way, outcomes) in &mut ways {
             let what = || format!("{} over {}", scenario.name, way.name());
+            let ground = other.filter(|_| *way == Way::OtherMesh).unwrap_or(ground);
             let outcome = scenario.run(ground, *way, extent).with_context(what)?;
             ensure!(outcome.rate > 0.0, "{}: nothing was done", what());
             outcomes.push(outcome);

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::ground::Way;
 use super::idle::Idle;
 use super::node::Node;
-use super::scenario::{Aim, Outcome, Scenario, Unit};
+use super::scenario::{Aim, Outcome, Scenario, TO_OTHER, Unit};
 
 /// Columns of a bar in the chart.
 const BAR: f64 = 40.0;
@@ -49,7 +49,9 @@ pub(super) struct Report {
 impl Measured {
     /// The rounds of a scenario by way.
     pub(super) fn new(scenario: &Scenario, ways: &[(Way, Vec<Outcome>)]) -> Self {
-        let ratios = scenario.aims.iter().map(|aim| Ratio::new(aim, ways)).collect();
+        let is_there = |aim: &&Aim| ways.iter().any(|(way, _)| *way == aim.to);
+        let aims = scenario.aims.iter().chain([&TO_OTHER]).filter(is_there);
+        let ratios = aims.map(|aim| Ratio::new(aim, ways)).collect();
         let ways = ways.iter().map(|(way, rounds)| (way.name(), rounds.clone())).collect();
         let Scenario { name, about, unit, .. } = scenario;
         Self { scenario: name, about, ways, ratios, unit: *unit }

@@ -90,6 +90,9 @@ const fn aim(to: Way, at_most: f64) -> Aim {
     Aim { of: Way::Mesh, to, at_most }
 }
 
+/// What a feature that no route uses may cost, beside the build before it.
+pub(super) const TO_OTHER: Aim = aim(Way::OtherMesh, 1.1);
+
 const NGINX_HOP: Way = Way::Rival("nginx hop");
 const HAPROXY_HOP: Way = Way::Rival("haproxy hop");
 const NGINX: Way = Way::Rival("nginx pair");
@@ -386,6 +389,7 @@ impl Way {
         match self {
             Self::Direct => "no mesh",
             Self::Mesh => "malha",
+            Self::OtherMesh => "other malha",
             Self::Shaped => "malha shaped",
             Self::PastAgent => "malha direct",
             Self::Rival(name) => name,
@@ -404,6 +408,7 @@ mod tests {
             let known = |way: &Way| match way {
                 Way::Rival(name) => RIVALS.iter().any(|rival| rival.name == *name),
                 Way::Direct | Way::Mesh | Way::Shaped | Way::PastAgent => true,
+                Way::OtherMesh => false,
             };
             assert!(scenario.ways.iter().all(known), "{}", scenario.name);
             assert!(scenario.ways.contains(&Way::Mesh), "{}", scenario.name);
