@@ -33,7 +33,7 @@ use super::serve::{Connection, HttpVersion};
 use super::upgrade::{Handover, Switch};
 use super::{cors, fault, headers, reply, retry, strict};
 use crate::balance::{Ask, Balancer, Live};
-use crate::model::{Endpoint, Fault, LoadBalancer, Readiness, TrafficPolicy};
+use crate::model::{Endpoint, Fault, Readiness, TrafficPolicy};
 use crate::telemetry::{Reporter, RequestRecord, RequestStart, ResponseFlag};
 use crate::tunnel::Permit;
 
@@ -273,7 +273,7 @@ impl<C: Connect> Flow<'_, C> {
             Destination::Service(target) => target,
             Destination::Dialled => return None,
         };
-        if target.policy.load_balancer == LoadBalancer::Passthrough || target.service.is_dialled() {
+        if target.is_dialled() {
             return None;
         }
         let facts = &self.connection.facts;

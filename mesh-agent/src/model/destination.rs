@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use super::{
-    Client, Mirror, Service, ServiceKey, ServicePort, Snapshot, Subset, TrafficPolicy,
-    WeightedDestination,
+    Client, LoadBalancer, Mirror, Service, ServiceKey, ServicePort, Snapshot, Subset,
+    TrafficPolicy, WeightedDestination,
 };
 
 /// A destination as a route names it.
@@ -44,6 +44,16 @@ pub struct ServiceTarget<'a> {
     pub subset: Option<&'a Subset>,
     /// What holds for it.
     pub policy: &'a TrafficPolicy,
+}
+
+impl ServiceTarget<'_> {
+    /// Whether the address that the client dialled is the endpoint: `resolution: NONE`, or `simple:
+    /// PASSTHROUGH` of a `ServiceEntry`. A virtual address of the cluster's own is nothing that could
+    /// be dialled in the mesh: there PASSTHROUGH is a choice at random.
+    pub fn is_dialled(&self) -> bool {
+        let passes = self.policy.load_balancer == LoadBalancer::Passthrough;
+        self.service.is_dialled() || passes && self.service.external().is_some()
+    }
 }
 
 impl Snapshot {

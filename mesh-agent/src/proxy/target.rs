@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use crate::balance::{Live, by_weight};
 use crate::model::{
-    FoundDestination, L4Facts, L4Rule, LoadBalancer, OutboundPolicy, Protocol, Service,
-    ServiceKind, ServiceTarget, Snapshot, TrafficPolicy, Workload,
+    FoundDestination, L4Facts, L4Rule, OutboundPolicy, Protocol, Service, ServiceKind,
+    ServiceTarget, Snapshot, TrafficPolicy, Workload,
 };
 
 /// What is known of a connection.
@@ -164,10 +164,7 @@ fn to_service<'a>(
         service.kind == ServiceKind::Headless
             && Live::endpoint_at(target.port, subset, asked.dialled).is_some()
     };
-    // A virtual address of the cluster's own is nothing that could be dialled in the mesh.
-    let passes =
-        || policy.load_balancer == LoadBalancer::Passthrough && service.external().is_some();
-    if service.is_dialled() || passes() || is_own() {
+    if target.is_dialled() || is_own() {
         return Ok(Target::Dialled { service: Some(service), policy });
     }
     Ok(Target::Service(target))

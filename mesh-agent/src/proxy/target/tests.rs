@@ -6,8 +6,8 @@ use super::*;
 use crate::balance::Draws;
 use crate::balance::fixture::{endpoint, object, pod, rule, service, snapshot};
 use crate::model::{
-    External, HeaderOps, HostPattern, L4Match, L4Routes, Resolution, ServiceKey, VirtualService,
-    Visibility, WeightedDestination,
+    External, HeaderOps, HostPattern, L4Match, L4Routes, LoadBalancer, Resolution, ServiceKey,
+    VirtualService, Visibility, WeightedDestination,
 };
 
 fn to(host: &str, key: (&str, &str), subset: Option<&str>, weight: u32) -> WeightedDestination {
