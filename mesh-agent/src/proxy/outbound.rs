@@ -273,7 +273,9 @@ async fn open_tcp(worker: &Rc<Worker>, facts: &Facts, sni: Option<&str>) -> Foun
             ResponseFlag::NoHealthyUpstream
         }
         Failure::Target(NoTarget::Blocked) => ResponseFlag::NoRoute,
-        Failure::Target(NoTarget::NoCluster(_)) => ResponseFlag::NoCluster,
+        Failure::Target(NoTarget::NoCluster(_) | NoTarget::NoAddress(_)) => {
+            ResponseFlag::NoCluster
+        }
         Failure::Overflow | Failure::Open(OpenError::Limit(_)) => ResponseFlag::UpstreamOverflow,
         Failure::Open(_) => ResponseFlag::UpstreamConnectFailure,
     };

@@ -53,6 +53,11 @@ pub(super) enum NoTarget {
     /// The route names a service or subset that does not exist.
     #[error("its route names `{0}`, of which no such service or subset is known")]
     NoCluster(Arc<str>),
+    /// Only clients that ask for it know an address of what the route names.
+    #[error(
+        "its route names `{0}`, whose address is known to those alone that dial it by themselves"
+    )]
+    NoAddress(Arc<str>),
 }
 
 impl<'a> Target<'a> {
@@ -142,8 +147,13 @@ fn routed<'a>(
     let to = by_weight(&rule.destinations, rule.total_weight, draw);
     let to = to.ok_or(NoTarget::NoPort(port))?;
     let missing = || NoTarget::NoCluster(Arc::clone(&to.host));
-    let found = snapshot.named(&to.into(), asked.source.client(), port);
-    to_service(snapshot, asked, found.ok_or_else(missing)?)
+    let client = asked.source.client();
+    let found = snapshot.named(&to.into(), client, port).ok_or_else(missing)?;
+    let addressed = asked.addressed.map(|(service, _)| &**service);
+    if snapshot.misleads(found, client, addressed, asked.dialled) {
+        return Err(NoTarget::NoAddress(Arc::clone(&to.host)));
+    }
+    to_service(snapshot, asked, found)
 }
 
 fn to_service<'a>(
@@ -152,11 +162,6 @@ fn to_service<'a>(
     found: FoundDestination<'a>,
 ) -> Result<Target<'a>, NoTarget> {
     let (service, number, subset) = found;
-    if matches!(service.kind, ServiceKind::ExternalName(_)) {
-        // Resolved by the client, who dialled the address.
-        let policy = TrafficPolicy::of_mesh();
-        return Ok(Target::Dialled { service: Some(service), policy });
-    }
     let target = snapshot.target(found, asked.source.client());
     let target = target.ok_or(NoTarget::NoPort(number))?;
     let policy = target.policy;

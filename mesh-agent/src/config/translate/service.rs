@@ -90,7 +90,10 @@ pub(in crate::config) fn service(
     }
     let headless = spec.cluster_ip == "None" || spec.cluster_ips.iter().any(|ip| ip == "None");
     let kind = match spec.r#type.as_str() {
-        "ExternalName" => ServiceKind::ExternalName(spec.external_name.to_ascii_lowercase().into()),
+        "ExternalName" => {
+            let name = spec.external_name.strip_suffix('.').unwrap_or(&spec.external_name);
+            ServiceKind::ExternalName(name.to_ascii_lowercase().into())
+        }
         _ if headless => ServiceKind::Headless,
         _ => ServiceKind::ClusterIp,
     };

@@ -224,6 +224,33 @@ fn a_rule_for_other_clients_is_passed_over() {
     assert_eq!(draws(&world), missing);
 }
 
+/// Whoever dialled the database must not be sent there when the route says otherwise.
+#[test]
+fn a_route_follows_an_alias_or_leads_nowhere() {
+    let mut world = world();
+    let aliases = [("known", "one.shop.svc.cluster.local"), ("unknown", "elsewhere.net")];
+    for (name, host) in aliases {
+        let mut alias = service(("shop", name), "10.9.9.9", (443, Protocol::Tcp), vec![]);
+        alias.addresses.clear();
+        alias.kind = ServiceKind::ExternalName(host.into());
+        let alias = Arc::new(alias);
+        world.services_by_host.insert(alias.hostname.clone(), alias.clone());
+        world.services.insert(alias.key.clone(), alias);
+    }
+    let nowhere = |name: &str| NoTarget::NoAddress(name.into()).to_string();
+    for (name, expected) in [
+        ("known", "shop/one:443".to_owned()),
+        ("unknown", nowhere("unknown")),
+        // Its endpoint is what was dialled, which is the database's address.
+        ("any.net", nowhere("any.net")),
+    ] {
+        let mut routes = VirtualService::clone(&world.virtual_services[0]);
+        routes.l4.tcp = vec![l4_rule(Vec::new(), vec![to(name, ("shop", name), None, 1)])];
+        world.virtual_services[0] = Arc::new(routes);
+        assert_eq!(went(&world, "10.96.0.1:5432", None), expected, "{name}");
+    }
+}
+
 #[test]
 fn services_outside_are_found_by_name_endpoint_or_port() {
     let mut world = world();
