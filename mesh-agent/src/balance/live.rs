@@ -122,12 +122,16 @@ impl Live {
         Arc::new(ArcSwap::from_pointee(Self::new(snapshot)))
     }
 
-    /// The generation after this one. Upstreams keep their state; those whose source or service
-    /// port is gone are forgotten (requests in flight hold what they need).
+    /// The generation after this one. Upstreams keep their state; those whose source, service port
+    /// or subset is gone are forgotten (requests in flight hold what they need).
     pub fn next(&self, snapshot: Arc<Snapshot>) -> Self {
         self.upstreams.retain(|key| {
-            snapshot.workloads_by_uid.contains_key(&key.source)
-                && snapshot.services.get(&key.service).is_some_and(|s| s.port(key.port).is_some())
+            let source = snapshot.workloads_by_uid.get(&key.source);
+            let service = snapshot.services.get(&key.service);
+            let (Some(source), Some(service)) = (source, service) else { return false };
+            let is_there = |name: &Arc<str>| snapshot.subset(service, source.client(), name);
+            service.port(key.port).is_some()
+                && key.subset.as_ref().is_none_or(|name| is_there(name).is_some())
         });
         self.rates.retain(&snapshot);
         Self {
@@ -277,9 +281,18 @@ impl Upstreams {
         self.shards.iter().flat_map(of).collect()
     }
 
+    /// Looks under a lock that requests share: with many rules the question takes its time.
     fn retain(&self, keep: impl Fn(&UpstreamKey) -> bool) {
         for shard in &self.shards {
-            shard.write().unwrap_or_else(PoisonError::into_inner).retain(|key, _| keep(key));
+            let gone: Vec<UpstreamKey> =
+                read(shard).keys().filter(|key| !keep(key)).cloned().collect();
+            if gone.is_empty() {
+                continue;
+            }
+            let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+            for key in gone {
+                shard.remove(&key);
+            }
         }
     }
 }

@@ -6,7 +6,9 @@ use std::sync::{Arc, LazyLock};
 
 use super::fixture::{endpoint, pod, rule, service, snapshot};
 use super::{Ask, Choice, Draws, Live, Picked, share};
-use crate::model::{LoadBalancer, Protocol, Readiness, Service, Subset, TrafficPolicy, Workload};
+use crate::model::{
+    DestinationRule, LoadBalancer, Protocol, Readiness, Service, Subset, TrafficPolicy, Workload,
+};
 
 mod hashing;
 mod outlier;
@@ -114,6 +116,29 @@ fn what_left_the_configuration_is_forgotten() {
     at(&live, &ask(&client, &web));
     let without_client = snapshot(&[], vec![web.clone()], vec![], vec![]);
     assert_eq!(live.next(without_client).upstream_count(), 0);
+}
+
+#[test]
+fn a_subset_that_is_gone_for_its_client_is_forgotten() {
+    const HOST: &str = "web.shop.svc.cluster.local";
+    let client = pod("client", &["10.0.0.9"], "");
+    let web = web(&[(A, "v1")]);
+    let both = rule(HOST, &["v1", "v2"], LoadBalancer::RoundRobin);
+    let with = |rules: Vec<DestinationRule>| {
+        snapshot(std::slice::from_ref(&client), vec![web.clone()], vec![], rules)
+    };
+    let live = Live::new(with(vec![both.clone()]));
+    let subsets = [None, both.subset("v1"), both.subset("v2")];
+    for subset in subsets {
+        pick(&live, &Ask { subset, ..ask(&client, &web) }, 0);
+    }
+    assert_eq!(live.upstream_count(), 3);
+    let live = live.next(with(vec![rule(HOST, &["v1"], LoadBalancer::RoundRobin)]));
+    assert_eq!(live.upstream_count(), 2);
+    // Another client's rule has it still.
+    let mut others = both.clone();
+    others.workload_selector = [("app".into(), "other".into())].into();
+    assert_eq!(live.next(with(vec![others])).upstream_count(), 1, "that without a subset");
 }
 
 #[test]
