@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::clock;
 use super::ejection::{Book, Ejection, EjectionCounters, Rules};
+use super::hash::hash_of;
 use super::host::{ActiveGuard, Host, Watch};
 use super::limits::Limits;
 use super::live::{Choice, Picked};
@@ -55,11 +56,12 @@ pub(super) struct Upstream {
 
 impl Upstream {
     pub(super) fn new(key: UpstreamKey, counters: &Arc<EjectionCounters>) -> Self {
+        let turn = first_turn(&key);
         Self {
             key,
             started: clock::now(),
             limits: Arc::default(),
-            turns: [AtomicUsize::new(0), AtomicUsize::new(0)],
+            turns: [AtomicUsize::new(turn), AtomicUsize::new(turn)],
             view: ArcSwap::from_pointee(View::default()),
             rebuild: Mutex::new(()),
             book: Mutex::default(),
@@ -276,6 +278,15 @@ impl Upstream {
             self.changes.fetch_add(1, Ordering::Release);
         }
     }
+}
+
+/// Where an upstream's turns begin: elsewhere for each client, or the first endpoint would get all
+/// requests of clients that send one (Envoy draws at random). 32 bits, so that a count from here on
+/// does not wrap around, which would be a turn out of order.
+fn first_turn(key: &UpstreamKey) -> usize {
+    let UpstreamKey { source, service, port, subset } = key;
+    let name = format!("{source}|{service}|{port}|{}", subset.as_deref().unwrap_or_default());
+    usize::try_from(hash_of(name.as_bytes()) >> 32).unwrap_or(0)
 }
 
 /// Indexes of those who are not ejected; `None`: all are used, since nobody is out, or too many
