@@ -222,19 +222,28 @@ impl Balancer<'_> {
     /// Chooses a healthy endpoint; `None`: there is none (503 `UH`).
     pub fn pick(&self, choice: &Choice<'_>) -> Option<Picked> {
         let ask = &self.ask;
-        let generation = Generation {
-            epoch: self.live.epoch,
-            started: self.live.started,
-            endpoints: &ask.port.endpoints,
-            subset: ask.subset,
-        };
         let preferred = Family::of(ask.dialled);
         let usable = [preferred, preferred.other()];
         let usable: &[Family] = match has_family(ask.source, preferred.other()) {
             true => &usable,
             false => &usable[..1],
         };
-        self.upstream.pick(&generation, usable, ask.policy, choice)
+        self.upstream.pick(&self.generation(), usable, ask.policy, choice)
+    }
+
+    /// Takes the endpoint that the client has chosen, so that what becomes of the request counts there;
+    /// `None`: it is ejected.
+    pub fn pick_at(&self, endpoint: &Endpoint) -> Option<Picked> {
+        self.upstream.pick_at(&self.generation(), self.ask.policy, endpoint)
+    }
+
+    fn generation(&self) -> Generation<'_> {
+        Generation {
+            epoch: self.live.epoch,
+            started: self.live.started,
+            endpoints: &self.ask.port.endpoints,
+            subset: self.ask.subset,
+        }
     }
 
     /// Lets a request in under `http2MaxRequests`; `None`: overflow.

@@ -21,7 +21,7 @@ use super::pick::{choose, choose_weighted};
 use super::table::Table;
 use super::view::{Candidate, Family, Generation, Healthy, Members, Set, View};
 use super::warmup;
-use crate::model::{LoadBalancer, OutlierDetection, ServiceKey, TrafficPolicy, Warmup};
+use crate::model::{Endpoint, LoadBalancer, OutlierDetection, ServiceKey, TrafficPolicy, Warmup};
 
 /// What an upstream is: one client's view of a service port, or of a subset of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -95,12 +95,37 @@ impl Upstream {
             Some(hash) => set.by_hash(&self.table(members, policy.load_balancer), hash)?,
             None => self.choose(set, (family, members), policy, choice.draw)?,
         };
+        Some(self.picked(chosen, policy))
+    }
+
+    /// The endpoint that its client has chosen; `None`: it is ejected.
+    pub(super) fn pick_at(
+        self: &Arc<Self>,
+        generation: &Generation<'_>,
+        policy: &TrafficPolicy,
+        endpoint: &Endpoint,
+    ) -> Option<Picked> {
+        let view = self.view(generation);
+        let family = Family::of(endpoint.address);
+        let all = &view.members(family).candidates;
+        let Some(index) = all.iter().position(|found| found.host.address == endpoint.address)
+        else {
+            // Not ready: nobody is balanced there, and its client knows why it wants this one.
+            let active = ActiveGuard::new(&Arc::new(Host::new(endpoint.address, None)), None);
+            return Some(Picked { endpoint: endpoint.clone(), active });
+        };
+        let healthy = policy.outlier.as_ref().and_then(|policy| self.healthy(&view, policy));
+        let only = healthy.as_ref().and_then(|healthy| healthy.only[family as usize].as_deref());
+        Some(self.picked(Set { all, only }.member(index)?, policy))
+    }
+
+    fn picked(self: &Arc<Self>, chosen: &Candidate, policy: &TrafficPolicy) -> Picked {
         let watch = policy
             .outlier
             .as_ref()
             .map(|policy| Watch { upstream: Arc::clone(self), policy: Arc::clone(policy) });
         let active = ActiveGuard::new(&chosen.host, watch);
-        Some(Picked { endpoint: chosen.endpoint.clone(), active })
+        Picked { endpoint: chosen.endpoint.clone(), active }
     }
 
     fn choose<'a>(

@@ -186,7 +186,7 @@ impl<'a> Set<'a> {
     }
 
     /// The member with this index in all, if it is one.
-    fn member(&self, index: usize) -> Option<&'a Candidate> {
+    pub(super) fn member(&self, index: usize) -> Option<&'a Candidate> {
         let is_one = |only: &[u32]| {
             u32::try_from(index).is_ok_and(|index| only.binary_search(&index).is_ok())
         };

@@ -267,15 +267,13 @@ impl<C: Connect> Flow<'_, C> {
         keep.then(|| Spare::new(source, gate.cloned()))
     }
 
-    /// The balancer of the chosen service; `None`: the client's address is the endpoint.
+    /// The balancer of the chosen service, whose limits hold also where the client's address is the
+    /// endpoint; `None`: no service.
     fn balancer(&self) -> Option<Balancer<'_>> {
         let target = match &self.plan.destination {
             Destination::Service(target) => target,
             Destination::Dialled => return None,
         };
-        if target.is_dialled() {
-            return None;
-        }
         let facts = &self.connection.facts;
         Some(self.live.upstream(Ask::new(&facts.source, target, facts.destination)))
     }

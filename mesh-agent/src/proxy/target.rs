@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::balance::{Live, by_weight};
 use crate::model::{
     FoundDestination, L4Facts, L4Rule, OutboundPolicy, Protocol, Service, ServiceKind,
-    ServiceTarget, Snapshot, TrafficPolicy, Workload,
+    ServiceTarget, Snapshot, Workload,
 };
 
 /// What is known of a connection.
@@ -32,13 +32,8 @@ pub(super) struct Asked<'a> {
 pub(super) enum Target<'a> {
     /// To one of a service port's endpoints.
     Service(ServiceTarget<'a>),
-    /// To the address that was dialled.
-    Dialled {
-        /// The service that it is of.
-        service: Option<&'a Arc<Service>>,
-        /// What holds for it.
-        policy: &'a TrafficPolicy,
-    },
+    /// To the address that was dialled, by what holds for the service that it is of, if for any.
+    Dialled(Option<ServiceTarget<'a>>),
 }
 
 /// Why it goes nowhere.
@@ -64,8 +59,8 @@ impl<'a> Target<'a> {
     /// The service that it is of.
     pub(super) fn service(&self) -> Option<&'a Arc<Service>> {
         match self {
-            Self::Service(to) => Some(to.service),
-            Self::Dialled { service, .. } => *service,
+            Self::Service(to) | Self::Dialled(Some(to)) => Some(to.service),
+            Self::Dialled(None) => None,
         }
     }
 }
@@ -80,7 +75,7 @@ pub(super) fn target<'a>(
         if snapshot.blocks(asked.dialled) {
             return Err(NoTarget::Blocked);
         }
-        return Ok(Target::Dialled { service: None, policy: TrafficPolicy::of_mesh() });
+        return Ok(Target::Dialled(None));
     };
     let namespace = &*asked.source.name.namespace;
     let name = service.name_for(asked.sni.unwrap_or_default());
@@ -94,11 +89,6 @@ pub(super) fn target<'a>(
     let owner = snapshot.l4_virtual_service(name, namespace);
     if let Some(rule) = owner.and_then(|owner| owner.l4.route(&facts)) {
         return routed(snapshot, asked, rule, (port, draw));
-    }
-    // A headless endpoint was chosen by the client.
-    if service.external().is_none() && !snapshot.services_by_ip.contains_key(&asked.dialled.ip()) {
-        let policy = TrafficPolicy::of_mesh();
-        return Ok(Target::Dialled { service: Some(service), policy });
     }
     to_service(snapshot, asked, (service, port, None))
 }
@@ -164,13 +154,13 @@ fn to_service<'a>(
     let (service, number, subset) = found;
     let target = snapshot.target(found, asked.source.client());
     let target = target.ok_or(NoTarget::NoPort(number))?;
-    let policy = target.policy;
+    // A headless endpoint was chosen by the client.
     let is_own = || {
         service.kind == ServiceKind::Headless
             && Live::endpoint_at(target.port, subset, asked.dialled).is_some()
     };
     if target.is_dialled() || is_own() {
-        return Ok(Target::Dialled { service: Some(service), policy });
+        return Ok(Target::Dialled(Some(target)));
     }
     Ok(Target::Service(target))
 }

@@ -82,6 +82,9 @@ pub(in crate::config) struct PortPolicy {
 #[schemars(transform = one_of(["simple", "consistentHash"]))]
 pub(in crate::config) struct LoadBalancer {
     /// `LEAST_REQUEST`, if unset.
+    #[schemars(transform = limit(
+        "PASSTHROUGH for a Service with virtual addresses chooses an endpoint at random"
+    ))]
     pub(in crate::config) simple: Option<SimpleLb>,
     /// Requests with the same key go to the same endpoint.
     pub(in crate::config) consistent_hash: Option<ConsistentHash>,

@@ -175,9 +175,9 @@ fn went_by(world: &Snapshot, dialled: &str, sni: Option<&str>, draw: u64) -> Str
             let subset = to.subset.map_or("", |subset| &subset.name);
             format!("{}:{} {subset}", to.service.key, to.port.port).trim_end().to_owned()
         }
-        Ok(Target::Dialled { service, .. }) => {
-            let service = service.map_or(String::new(), |service| format!(" of {}", service.key));
-            format!("dialled{service}")
+        Ok(Target::Dialled(to)) => {
+            let of = to.map_or(String::new(), |to| format!(" of {}", to.service.key));
+            format!("dialled{of}")
         }
         Err(error) => error.to_string(),
     }
@@ -222,6 +222,34 @@ fn a_rule_for_other_clients_is_passed_over() {
     world.virtual_services[0] = Arc::new(routes);
     let missing = "its route names `nobody`, of which no such service or subset is known";
     assert_eq!(draws(&world), missing);
+}
+
+/// The client has chosen the pod; how it gets there is the rule's to say.
+#[test]
+fn a_headless_pod_is_dialled_by_its_services_policy() {
+    let mut world = world();
+    let mut pods = service(
+        ("shop", "pods"),
+        "10.9.9.9",
+        (6379, Protocol::Tcp),
+        vec![endpoint("10.0.0.7:6379", "")],
+    );
+    pods.addresses.clear();
+    pods.kind = ServiceKind::Headless;
+    let pods = Arc::new(pods);
+    let dialled = "10.0.0.7:6379".parse().unwrap();
+    world.headless_by_endpoint.insert(dialled, (pods.key.clone(), 6379));
+    let mut limited = rule("pods.shop.svc.cluster.local", &[], LoadBalancer::Random);
+    limited.policy.pool.max_connections = 7;
+    world.services.insert(pods.key.clone(), pods);
+    world.destination_rules.insert("shop".into(), vec![Arc::new(limited)]);
+    let source = pod("client", &["10.0.9.9"], "");
+    let addressed = world.dialled_service(dialled, "shop");
+    let peer = "10.0.9.9".parse().unwrap();
+    let asked = Asked { source: &source, peer, dialled, addressed, sni: None };
+    let found = target(&world, &asked, 0);
+    let Ok(Target::Dialled(Some(to))) = found else { panic!("{found:?}") };
+    assert_eq!(to.policy.pool.max_connections, 7);
 }
 
 /// Whoever dialled the database must not be sent there when the route says otherwise.
