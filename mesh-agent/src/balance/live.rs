@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use rustc_hash::{FxHashMap, FxHasher};
 use tokio::time::Instant;
 
+use super::arrivals::Arrivals;
 use super::clock;
 use super::ejection::{Ejection, EjectionCount, EjectionCounters};
 use super::host::ActiveGuard;
@@ -36,8 +37,7 @@ pub struct Live {
     pub snapshot: Arc<Snapshot>,
     /// Grows by one with each `next`; not the snapshot's generation, which its maker counts.
     epoch: u64,
-    /// When it came into force.
-    started: Instant,
+    arrivals: Arrivals,
     upstreams: Arc<Upstreams>,
     rates: Arc<Rates>,
 }
@@ -111,7 +111,7 @@ impl Live {
         Self {
             snapshot,
             epoch: 1,
-            started: clock::now(),
+            arrivals: Arrivals::default(),
             upstreams: Arc::default(),
             rates: Arc::default(),
         }
@@ -134,10 +134,11 @@ impl Live {
                 && key.subset.as_ref().is_none_or(|name| is_there(name).is_some())
         });
         self.rates.retain(&snapshot);
+        let arrivals = self.arrivals.next(&self.snapshot, &snapshot, clock::now());
         Self {
             snapshot,
             epoch: self.epoch + 1,
-            started: clock::now(),
+            arrivals,
             upstreams: Arc::clone(&self.upstreams),
             rates: Arc::clone(&self.rates),
         }
@@ -240,7 +241,8 @@ impl Balancer<'_> {
     fn generation(&self) -> Generation<'_> {
         Generation {
             epoch: self.live.epoch,
-            started: self.live.started,
+            arrivals: &self.live.arrivals,
+            of: (&self.ask.service.key, self.ask.port.port),
             endpoints: &self.ask.port.endpoints,
             subset: self.ask.subset,
         }
