@@ -54,6 +54,29 @@ fn every_key_of_consistent_hashing() {
     );
 }
 
+/// Tables are each client's own.
+#[test]
+fn tables_have_a_largest_size() {
+    check_balancers(
+        &[
+            "{ consistentHash: { useSourceIp: true, ringHash: { minimumRingSize: 65536 } } }",
+            "{ consistentHash: { useSourceIp: true, ringHash: { minimumRingSize: 8388608 } } }",
+            "{ consistentHash: { useSourceIp: true, maglev: { tableSize: 262139 } } }",
+            "{ consistentHash: { useSourceIp: true, maglev: { tableSize: 4999999 } } }",
+        ],
+        expect![[r#"
+            warning DestinationRule shop/cart spec.subsets[1].trafficPolicy.loadBalancer.consistentHash.ringHash.minimumRingSize: 8388608 is more than 65536, which is used
+            warning DestinationRule shop/cart spec.subsets[3].trafficPolicy.loadBalancer.consistentHash.maglev.tableSize: 4999999 is more than 262139, which is used
+            DestinationRule shop/cart Exact("cart.shop.svc.cluster.local") Everyone
+              any: LeastRequest 10s
+              a {}: RingHash { minimum: 65536 } 10s by SourceIp
+              b {}: RingHash { minimum: 65536 } 10s by SourceIp
+              c {}: Maglev { size: 262139 } 10s by SourceIp
+              d {}: Maglev { size: 262139 } 10s by SourceIp
+        "#]],
+    );
+}
+
 #[test]
 fn a_cookie_is_made_where_a_ttl_is_written() {
     check_balancers(
