@@ -60,8 +60,8 @@ metadata: { name: j, namespace: out, uid: 0j, labels: { istio.io/dataplane-mode:
 ",
         workloads,
         expect![[r#"
-            warning Pod in/d: selected by its labels, but not enrolled: it has a sidecar
-            warning Pod in/e: selected by its labels, but not enrolled: it runs in a sandbox with a kernel of its own
+            warning Pod in/d metadata.annotations[sidecar.istio.io/status]: selected by its labels, but not enrolled: it has a sidecar
+            warning Pod in/e spec.runtimeClassName: selected by its labels, but not enrolled: it runs in a sandbox with a kernel of its own
             ambient/g spiffe://cluster.local/ns/ambient/sa/default [] selected Permissive {}
             in/a spiffe://cluster.local/ns/in/sa/cart [10.0.0.1] selected Permissive {}
             in/b spiffe://cluster.local/ns/in/sa/default [] Permissive {}
