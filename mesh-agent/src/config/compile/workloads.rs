@@ -56,6 +56,7 @@ pub(super) fn compile(
             && !workload.host_network;
         if let (true, Some((field, reason))) = (wanted, pod.mark.unfit) {
             report.warning(field, format!("selected by its labels, but not enrolled: it {reason}"));
+            workload.unfit = Some(reason);
         }
         workload.selected = wanted && pod.mark.unfit.is_none();
         workload.enrolled |= objects.is_announced(&workload.uid);

@@ -132,6 +132,7 @@ pub(in crate::config) fn pod(
         labels: metadata.labels.clone(),
         host_network: pod.spec.host_network,
         selected: false,
+        unfit: None,
         enrolled: annotations.get(ENROLLED).is_some_and(|value| &**value == "true"),
         finished: matches!(pod.status.phase.as_str(), "Succeeded" | "Failed"),
         terminating: metadata.deletion_timestamp.is_some(),
