@@ -18,6 +18,7 @@ use mesh_agent::model::{
 const ENDPOINTS: usize = 5_000;
 const ROUTES: usize = 10_000;
 const HOSTS: usize = 5_000;
+const WILDCARDS: usize = 100;
 
 fn address(at: usize) -> String {
     format!("10.1.{}.{}", at / 250, at % 250 + 1)
@@ -160,13 +161,60 @@ fn picks(criterion: &mut Criterion) {
     });
 }
 
-fn compiles(criterion: &mut Criterion) {
-    let hosts = (0..HOSTS).flat_map(|at| {
+/// Services with their routes.
+fn hosts() -> impl Iterator<Item = String> {
+    (0..HOSTS).flat_map(|at| {
         let name = format!("web-{at}");
         let ip = format!("10.{}.{}.{}", 100 + at / 62_500, at / 250 % 250, at % 250 + 1);
         [service(&name, &ip), slice(&name, at..at + 2), virtual_service(&name, 2)]
-    });
-    let objects = objects(hosts);
+    })
+}
+
+/// A `ServiceEntry` and routes for hosts below one name.
+fn wildcard(name: &str) -> [String; 2] {
+    let entry = format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+         metadata: {{ name: {name}, namespace: shop }}\nspec:\n  hosts: ['*.{name}.example.com']\n  \
+         ports: [{{ number: 80, name: http, protocol: HTTP }}]\n"
+    );
+    let routes = format!(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+         metadata: {{ name: {name}, namespace: shop }}\nspec:\n  hosts: ['*.{name}.example.com']\n  \
+         http: [{{ route: [{{ destination: {{ host: '*.{name}.example.com' }} }}] }}]\n"
+    );
+    [entry, routes]
+}
+
+/// The virtual host of a request, by its Host.
+fn host_matches(criterion: &mut Criterion) {
+    let wildcards = (0..WILDCARDS).flat_map(|at| wildcard(&format!("wild-{at}")));
+    let texts = [client()].into_iter().chain(hosts()).chain(wildcards);
+    let snapshot = snapshot(&objects(texts));
+    let client = Arc::clone(snapshot.workloads_by_uid.get("client").expect("client"));
+    let mut group = criterion.benchmark_group(format!("host among {HOSTS}"));
+    let last = WILDCARDS - 1;
+    for (name, authority, is_known) in [
+        ("in full", "web-2500.shop.svc.cluster.local", true),
+        ("short", "web-2500:80", true),
+        (
+            &*format!("by the last of {WILDCARDS} wildcards"),
+            &*format!("a.wild-{last}.example.com"),
+            true,
+        ),
+        ("unknown", "nobody.example.net", false),
+    ] {
+        let dialled: SocketAddr = ([198, 51, 100, 1], 80).into();
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                let found = virtual_host(&snapshot, &client, dialled, authority);
+                assert_eq!(found.is_some_and(|host| host.virtual_service.is_some()), is_known);
+            });
+        });
+    }
+}
+
+fn compiles(criterion: &mut Criterion) {
+    let objects = objects(hosts());
     let compiled = compile(&objects, &Snapshot::default());
     assert_eq!(compiled.snapshot.virtual_services.len(), HOSTS);
     let mut group = criterion.benchmark_group("compile");
@@ -176,5 +224,5 @@ fn compiles(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, routes, picks, compiles);
+criterion_group!(benches, routes, host_matches, picks, compiles);
 criterion_main!(benches);

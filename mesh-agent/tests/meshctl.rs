@@ -136,6 +136,7 @@ fn pod(name: &str, node: &str, ip: &str, version: &str) -> Arc<Workload> {
         labels: BTreeMap::from([("version".into(), version.into())]),
         host_network: false,
         selected: true,
+        unfit: None,
         enrolled: name != "cart-2",
         finished: false,
         terminating: false,

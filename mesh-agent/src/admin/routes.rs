@@ -12,7 +12,7 @@ use crate::api;
 use crate::model::{
     Action, Client, DestinationRule, Forward, HeaderOps, HostPattern, HttpMatch, HttpRule,
     KeyMatch, L4Match, L4Rule, LoadBalancer, ObjectRef, PathRewrite, Redirect, RedirectPath,
-    RedirectPort, Service, ServicePort, Snapshot, StringMatch, Subset, TrafficPolicy,
+    RedirectPort, Service, ServiceKind, ServicePort, Snapshot, StringMatch, Subset, TrafficPolicy,
     WeightedDestination,
 };
 
@@ -163,6 +163,10 @@ impl View<'_> {
         else {
             return fails("no Service of this name".to_owned());
         };
+        let service = self.snapshot.unaliased(service, self.namespace);
+        if let ServiceKind::ExternalName(name) = &service.kind {
+            return fails(format!("an ExternalName for {name}, which the mesh does not know"));
+        }
         let rule = self
             .snapshot
             .destination_rule(service, Client::of_namespace(self.namespace))

@@ -270,7 +270,8 @@ mod tests {
 
     #[test]
     fn what_is_not_enforced_says_so_and_no_longer() {
-        let error = [found(Severity::Error, "", "not supported yet: nothing of it is enforced")];
+        let error =
+            [found(Severity::Error, "spec", "not supported yet: nothing of it is enforced")];
         let first = status(&Value::Null, Kind::AuthorizationPolicy, 1, &error).unwrap();
         let types: Vec<&Value> = (0..2).map(|n| &first["conditions"][n]["type"]).collect();
         assert_eq!(types, ["Accepted", "NotEnforced"]);

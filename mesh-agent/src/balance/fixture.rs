@@ -26,6 +26,7 @@ pub(crate) fn pod(name: &str, ips: &[&str], version: &str) -> Arc<Workload> {
         labels: [("version".into(), version.into()), ("app".into(), name.into())].into(),
         host_network: false,
         selected: true,
+        unfit: None,
         enrolled: true,
         finished: false,
         terminating: false,

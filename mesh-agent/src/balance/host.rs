@@ -18,7 +18,7 @@ use crate::model::OutlierDetection;
 #[derive(Debug)]
 pub(super) struct Host {
     pub(super) address: SocketAddr,
-    /// Since when it is an endpoint; `None`: from the upstream's beginning.
+    /// Since when it is an endpoint; `None`: from the process' beginning.
     pub(super) since: Option<Instant>,
     active: AtomicU32,
     /// [`Streak`]'s bits, in one word so that counting and starting over cannot get between each

@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use rustc_hash::{FxHashMap, FxHasher};
 use tokio::time::Instant;
 
+use super::arrivals::Arrivals;
 use super::clock;
 use super::ejection::{Ejection, EjectionCount, EjectionCounters};
 use super::host::ActiveGuard;
@@ -36,8 +37,7 @@ pub struct Live {
     pub snapshot: Arc<Snapshot>,
     /// Grows by one with each `next`; not the snapshot's generation, which its maker counts.
     epoch: u64,
-    /// When it came into force.
-    started: Instant,
+    arrivals: Arrivals,
     upstreams: Arc<Upstreams>,
     rates: Arc<Rates>,
 }
@@ -111,7 +111,7 @@ impl Live {
         Self {
             snapshot,
             epoch: 1,
-            started: clock::now(),
+            arrivals: Arrivals::default(),
             upstreams: Arc::default(),
             rates: Arc::default(),
         }
@@ -122,18 +122,23 @@ impl Live {
         Arc::new(ArcSwap::from_pointee(Self::new(snapshot)))
     }
 
-    /// The generation after this one. Upstreams keep their state; those whose source or service
-    /// port is gone are forgotten (requests in flight hold what they need).
+    /// The generation after this one. Upstreams keep their state; those whose source, service port
+    /// or subset is gone are forgotten (requests in flight hold what they need).
     pub fn next(&self, snapshot: Arc<Snapshot>) -> Self {
         self.upstreams.retain(|key| {
-            snapshot.workloads_by_uid.contains_key(&key.source)
-                && snapshot.services.get(&key.service).is_some_and(|s| s.port(key.port).is_some())
+            let source = snapshot.workloads_by_uid.get(&key.source);
+            let service = snapshot.services.get(&key.service);
+            let (Some(source), Some(service)) = (source, service) else { return false };
+            let is_there = |name: &Arc<str>| snapshot.subset(service, source.client(), name);
+            service.port(key.port).is_some()
+                && key.subset.as_ref().is_none_or(|name| is_there(name).is_some())
         });
         self.rates.retain(&snapshot);
+        let arrivals = self.arrivals.next(&self.snapshot, &snapshot, clock::now());
         Self {
             snapshot,
             epoch: self.epoch + 1,
-            started: clock::now(),
+            arrivals,
             upstreams: Arc::clone(&self.upstreams),
             rates: Arc::clone(&self.rates),
         }
@@ -218,19 +223,29 @@ impl Balancer<'_> {
     /// Chooses a healthy endpoint; `None`: there is none (503 `UH`).
     pub fn pick(&self, choice: &Choice<'_>) -> Option<Picked> {
         let ask = &self.ask;
-        let generation = Generation {
-            epoch: self.live.epoch,
-            started: self.live.started,
-            endpoints: &ask.port.endpoints,
-            subset: ask.subset,
-        };
         let preferred = Family::of(ask.dialled);
         let usable = [preferred, preferred.other()];
         let usable: &[Family] = match has_family(ask.source, preferred.other()) {
             true => &usable,
             false => &usable[..1],
         };
-        self.upstream.pick(&generation, usable, ask.policy, choice)
+        self.upstream.pick(&self.generation(), usable, ask.policy, choice)
+    }
+
+    /// Takes the endpoint that the client has chosen, so that what becomes of the request counts there;
+    /// `None`: it is ejected.
+    pub fn pick_at(&self, endpoint: &Endpoint) -> Option<Picked> {
+        self.upstream.pick_at(&self.generation(), self.ask.policy, endpoint)
+    }
+
+    fn generation(&self) -> Generation<'_> {
+        Generation {
+            epoch: self.live.epoch,
+            arrivals: &self.live.arrivals,
+            of: (&self.ask.service.key, self.ask.port.port),
+            endpoints: &self.ask.port.endpoints,
+            subset: self.ask.subset,
+        }
     }
 
     /// Lets a request in under `http2MaxRequests`; `None`: overflow.
@@ -277,9 +292,18 @@ impl Upstreams {
         self.shards.iter().flat_map(of).collect()
     }
 
+    /// Looks under a lock that requests share: with many rules the question takes its time.
     fn retain(&self, keep: impl Fn(&UpstreamKey) -> bool) {
         for shard in &self.shards {
-            shard.write().unwrap_or_else(PoisonError::into_inner).retain(|key, _| keep(key));
+            let gone: Vec<UpstreamKey> =
+                read(shard).keys().filter(|key| !keep(key)).cloned().collect();
+            if gone.is_empty() {
+                continue;
+            }
+            let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+            for key in gone {
+                shard.remove(&key);
+            }
         }
     }
 }

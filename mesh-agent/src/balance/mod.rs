@@ -11,6 +11,7 @@
 //! moves another client's balance. Its numbers are atomics, so all workers see one state. A policy
 //! without hashes, limits, outlier detection or warm-up reads no clock and takes no lock.
 
+mod arrivals;
 mod clock;
 mod draws;
 mod ejection;

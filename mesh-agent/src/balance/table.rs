@@ -10,8 +10,8 @@ use std::net::SocketAddr;
 use super::hash::{hash_of, seeded_hash};
 use crate::model::LoadBalancer;
 
-/// Points on a ring, at most: Envoy's `maximum_ring_size`.
-const MAX_POINTS: usize = 8 << 20;
+/// Points on a ring, at most.
+const MAX_POINTS: usize = LoadBalancer::MAX_RING as usize;
 
 /// The table of one balancer over one list of endpoints.
 #[derive(Debug)]
@@ -190,14 +190,26 @@ mod tests {
     #[test]
     fn a_ring_has_a_largest_size() {
         for (minimum, endpoints, each) in [
-            (usize::MAX, 3, 2_796_202),
-            (8 << 20, 5_000, 1_677),
+            (usize::MAX, 3, 21_845),
+            (8 << 20, 5_000, 13),
             (1_024, 5, 256),
             (1, 9 << 20, 1),
             (0, 0, 1),
         ] {
             assert_eq!(points_each(minimum, endpoints), each, "{minimum} {endpoints}");
         }
+    }
+
+    #[test]
+    fn tables_take_a_mebibyte_at_most() {
+        let octets = |by| match Table::build(by, &addresses(3)).slots {
+            Slots::Ring(points) => std::mem::size_of_val(&*points),
+            Slots::Maglev(slots) => std::mem::size_of_val(&*slots),
+        };
+        let most = 1 << 20;
+        assert!((most - 32..=most).contains(&octets(LoadBalancer::RingHash { minimum: 8 << 20 })));
+        let largest = LoadBalancer::Maglev { size: LoadBalancer::MAX_MAGLEV };
+        assert!((most - 32..=most).contains(&octets(largest)));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::clock;
 use super::ejection::{Book, Ejection, EjectionCounters, Rules};
+use super::hash::hash_of;
 use super::host::{ActiveGuard, Host, Watch};
 use super::limits::Limits;
 use super::live::{Choice, Picked};
@@ -20,7 +21,7 @@ use super::pick::{choose, choose_weighted};
 use super::table::Table;
 use super::view::{Candidate, Family, Generation, Healthy, Members, Set, View};
 use super::warmup;
-use crate::model::{LoadBalancer, OutlierDetection, ServiceKey, TrafficPolicy, Warmup};
+use crate::model::{Endpoint, LoadBalancer, OutlierDetection, ServiceKey, TrafficPolicy, Warmup};
 
 /// What an upstream is: one client's view of a service port, or of a subset of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -55,11 +56,12 @@ pub(super) struct Upstream {
 
 impl Upstream {
     pub(super) fn new(key: UpstreamKey, counters: &Arc<EjectionCounters>) -> Self {
+        let turn = first_turn(&key);
         Self {
             key,
             started: clock::now(),
             limits: Arc::default(),
-            turns: [AtomicUsize::new(0), AtomicUsize::new(0)],
+            turns: [AtomicUsize::new(turn), AtomicUsize::new(turn)],
             view: ArcSwap::from_pointee(View::default()),
             rebuild: Mutex::new(()),
             book: Mutex::default(),
@@ -93,12 +95,37 @@ impl Upstream {
             Some(hash) => set.by_hash(&self.table(members, policy.load_balancer), hash)?,
             None => self.choose(set, (family, members), policy, choice.draw)?,
         };
+        Some(self.picked(chosen, policy))
+    }
+
+    /// The endpoint that its client has chosen; `None`: it is ejected.
+    pub(super) fn pick_at(
+        self: &Arc<Self>,
+        generation: &Generation<'_>,
+        policy: &TrafficPolicy,
+        endpoint: &Endpoint,
+    ) -> Option<Picked> {
+        let view = self.view(generation);
+        let family = Family::of(endpoint.address);
+        let all = &view.members(family).candidates;
+        let Some(index) = all.iter().position(|found| found.host.address == endpoint.address)
+        else {
+            // Not ready: nobody is balanced there, and its client knows why it wants this one.
+            let active = ActiveGuard::new(&Arc::new(Host::new(endpoint.address, None)), None);
+            return Some(Picked { endpoint: endpoint.clone(), active });
+        };
+        let healthy = policy.outlier.as_ref().and_then(|policy| self.healthy(&view, policy));
+        let only = healthy.as_ref().and_then(|healthy| healthy.only[family as usize].as_deref());
+        Some(self.picked(Set { all, only }.member(index)?, policy))
+    }
+
+    fn picked(self: &Arc<Self>, chosen: &Candidate, policy: &TrafficPolicy) -> Picked {
         let watch = policy
             .outlier
             .as_ref()
             .map(|policy| Watch { upstream: Arc::clone(self), policy: Arc::clone(policy) });
         let active = ActiveGuard::new(&chosen.host, watch);
-        Some(Picked { endpoint: chosen.endpoint.clone(), active })
+        Picked { endpoint: chosen.endpoint.clone(), active }
     }
 
     fn choose<'a>(
@@ -276,6 +303,15 @@ impl Upstream {
             self.changes.fetch_add(1, Ordering::Release);
         }
     }
+}
+
+/// Where an upstream's turns begin: elsewhere for each client, or the first endpoint would get all
+/// requests of clients that send one (Envoy draws at random). 32 bits, so that a count from here on
+/// does not wrap around, which would be a turn out of order.
+fn first_turn(key: &UpstreamKey) -> usize {
+    let UpstreamKey { source, service, port, subset } = key;
+    let name = format!("{source}|{service}|{port}|{}", subset.as_deref().unwrap_or_default());
+    usize::try_from(hash_of(name.as_bytes()) >> 32).unwrap_or(0)
 }
 
 /// Indexes of those who are not ejected; `None`: all are used, since nobody is out, or too many

@@ -10,11 +10,12 @@ use arc_swap::ArcSwapOption;
 use rustc_hash::FxHashMap;
 use tokio::time::Instant;
 
+use super::arrivals::Arrivals;
 use super::hash::mix;
 use super::hash_of;
 use super::host::Host;
 use super::table::Table;
-use crate::model::{Endpoint, LoadBalancer, OutlierDetection, Subset, in_use};
+use crate::model::{Endpoint, LoadBalancer, OutlierDetection, ServiceKey, Subset, in_use};
 
 /// Address families, as far as balancing is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,8 +29,9 @@ pub(super) enum Family {
 pub(super) struct Generation<'a> {
     /// [`super::Live`]'s number.
     pub(super) epoch: u64,
-    /// When it came into force.
-    pub(super) started: Instant,
+    pub(super) arrivals: &'a Arrivals,
+    /// The service, and its port.
+    pub(super) of: (&'a ServiceKey, u16),
     pub(super) endpoints: &'a [Endpoint],
     pub(super) subset: Option<&'a Subset>,
 }
@@ -109,8 +111,8 @@ impl View {
             .chain(&previous.v6.candidates)
             .map(|candidate| (candidate.endpoint.address, &candidate.host))
             .collect();
-        // Who is there from the beginning needs no warm-up.
-        let since = (previous.epoch != 0).then_some(generation.started);
+        let (service, port) = generation.of;
+        let since = |address| generation.arrivals.of(service, port, address);
         let members = |family: Family| {
             let selected = |found: &&Endpoint| {
                 Family::of(found.address) == family
@@ -121,7 +123,7 @@ impl View {
                     endpoint: endpoint.clone(),
                     host: match known.get(&endpoint.address) {
                         Some(host) => Arc::clone(host),
-                        None => Arc::new(Host::new(endpoint.address, since)),
+                        None => Arc::new(Host::new(endpoint.address, since(endpoint.address))),
                     },
                 })
                 .collect();
@@ -186,7 +188,7 @@ impl<'a> Set<'a> {
     }
 
     /// The member with this index in all, if it is one.
-    fn member(&self, index: usize) -> Option<&'a Candidate> {
+    pub(super) fn member(&self, index: usize) -> Option<&'a Candidate> {
         let is_one = |only: &[u32]| {
             u32::try_from(index).is_ok_and(|index| only.binary_search(&index).is_ok())
         };

@@ -282,11 +282,15 @@ impl<C: Connect> Attempts<'_, '_, C> {
         else {
             return Some((flow.dialled(), None));
         };
+        if target.is_dialled() {
+            return Some((flow.dialled(), None));
+        }
         if target.service.kind == ServiceKind::Headless && tried.is_empty() {
             // The client chose the pod.
             let dialled = flow.connection.facts.destination;
-            if let Some(endpoint) = Live::endpoint_at(target.port, target.subset, dialled) {
-                return Some((endpoint.clone(), None));
+            let endpoint = Live::endpoint_at(target.port, target.subset, dialled);
+            if let Some(picked) = endpoint.and_then(|endpoint| balancer.pick_at(endpoint)) {
+                return Some((picked.endpoint, Some(picked.active)));
             }
         }
         let draw = flow.engine.shared.draws.next();

@@ -33,7 +33,7 @@ use super::serve::{Connection, HttpVersion};
 use super::upgrade::{Handover, Switch};
 use super::{cors, fault, headers, reply, retry, strict};
 use crate::balance::{Ask, Balancer, Live};
-use crate::model::{Endpoint, Fault, LoadBalancer, Readiness, TrafficPolicy};
+use crate::model::{Endpoint, Fault, Readiness, TrafficPolicy};
 use crate::telemetry::{Reporter, RequestRecord, RequestStart, ResponseFlag};
 use crate::tunnel::Permit;
 
@@ -267,15 +267,13 @@ impl<C: Connect> Flow<'_, C> {
         keep.then(|| Spare::new(source, gate.cloned()))
     }
 
-    /// The balancer of the chosen service; `None`: the client's address is the endpoint.
+    /// The balancer of the chosen service, whose limits hold also where the client's address is the
+    /// endpoint; `None`: no service.
     fn balancer(&self) -> Option<Balancer<'_>> {
         let target = match &self.plan.destination {
             Destination::Service(target) => target,
             Destination::Dialled => return None,
         };
-        if target.policy.load_balancer == LoadBalancer::Passthrough || target.service.is_dialled() {
-            return None;
-        }
         let facts = &self.connection.facts;
         Some(self.live.upstream(Ask::new(&facts.source, target, facts.destination)))
     }

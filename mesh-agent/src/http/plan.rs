@@ -22,7 +22,7 @@ use super::{headers, redirect, rewrite};
 use crate::balance::{Draws, Live, choose_version, hash_of};
 use crate::model::{
     Action, Cors, DirectResponse, Fault, Forward, FoundDestination, HeaderOps, HttpMatch, HttpRule,
-    Mirror, NamedDestination, Protocol, RetryPolicy, Service, ServiceKind, ServiceTarget, Snapshot,
+    Mirror, NamedDestination, Protocol, RetryPolicy, ServiceKind, ServiceTarget, Snapshot,
     WeightedDestination,
 };
 use crate::telemetry::RequestRecord;
@@ -124,7 +124,7 @@ pub(super) fn decide<'a>(
     let matched = match route {
         Route::NoRule => return Decision::Fail(HttpError::NoRoute).into(),
         Route::Service(service) => {
-            let destination = own_service(snapshot, facts, service, &host);
+            let destination = to_service(snapshot, facts, (service, host.port, None));
             let plan = destination.map(|to| Plan {
                 key: key_at(to, facts, head, draws),
                 ..Plan::to(to, connection.version)
@@ -200,8 +200,8 @@ fn planned<'a>(
     draws: &Draws,
 ) -> Result<Plan<'a>, HttpError> {
     let facts = &connection.facts;
-    let (chosen, key) = chosen(snapshot, facts, head, (forward, host.port), draws)?;
-    let destination = named_service(snapshot, facts, &chosen.into(), host.port)?;
+    let (chosen, key) = chosen(snapshot, facts, head, (forward, host), draws)?;
+    let destination = routed(snapshot, facts, chosen, (host, head))?;
     let path = match &forward.rewrite.path {
         Some(path) => {
             Some(rewrite::rewritten(path, matched.entry, head.uri).ok_or(HttpError::Local)?)
@@ -229,11 +229,11 @@ fn chosen<'a>(
     snapshot: &'a Snapshot,
     facts: &ConnectionFacts,
     head: &Head<'_>,
-    (forward, addressed): (&'a Forward, u16),
+    (forward, host): (&'a Forward, &VirtualHost<'a>),
     draws: &Draws,
 ) -> Result<(&'a WeightedDestination, Option<Key>), HttpError> {
     if let [first, _, ..] = &*forward.destinations
-        && let Ok(to) = named_service(snapshot, facts, &first.into(), addressed)
+        && let Ok(to) = routed(snapshot, facts, first, (host, head))
     {
         let key = key_at(to, facts, head, draws);
         if let Some(hash) = key.hash {
@@ -262,25 +262,39 @@ fn key_at(to: Destination<'_>, facts: &ConnectionFacts, head: &Head<'_>, draws: 
     sticky::key(by, &sender, || (draws.next(), draws.next()))
 }
 
-/// The service that a rule names. `addressed`: the port that the client did.
+/// Where a rule sends a request of a client that asked for `host`.
+fn routed<'a>(
+    snapshot: &'a Snapshot,
+    facts: &ConnectionFacts,
+    to: &WeightedDestination,
+    (host, head): (&VirtualHost<'a>, &Head<'_>),
+) -> Result<Destination<'a>, HttpError> {
+    let client = facts.source.client();
+    let found = snapshot.named(&to.into(), client, host.port).ok_or(HttpError::NoCluster)?;
+    if let ServiceKind::ExternalName(name) = &found.0.kind
+        && router::asks_for(head.authority, name)
+    {
+        return outside(snapshot, facts);
+    }
+    if snapshot.misleads(found, client, host.service.map(Arc::as_ref), facts.destination) {
+        return Err(HttpError::NoCluster);
+    }
+    to_service(snapshot, facts, found)
+}
+
+/// The service that a mirror names. `addressed`: the port that the client did.
 pub(super) fn named_service<'a>(
     snapshot: &'a Snapshot,
     facts: &ConnectionFacts,
     named: &NamedDestination<'_>,
     addressed: u16,
 ) -> Result<Destination<'a>, HttpError> {
-    let found = snapshot.named(named, facts.source.client(), addressed);
-    to_service(snapshot, facts, found.ok_or(HttpError::NoCluster)?)
-}
-
-/// The service that was addressed, where no VirtualService says otherwise.
-fn own_service<'a>(
-    snapshot: &'a Snapshot,
-    facts: &ConnectionFacts,
-    service: &'a Arc<Service>,
-    host: &VirtualHost<'a>,
-) -> Result<Destination<'a>, HttpError> {
-    to_service(snapshot, facts, (service, host.port, None))
+    let client = facts.source.client();
+    let found = snapshot.named(named, client, addressed).ok_or(HttpError::NoCluster)?;
+    if snapshot.misleads(found, client, None, facts.destination) {
+        return Err(HttpError::NoCluster);
+    }
+    to_service(snapshot, facts, found)
 }
 
 fn to_service<'a>(
@@ -289,10 +303,22 @@ fn to_service<'a>(
     found: FoundDestination<'a>,
 ) -> Result<Destination<'a>, HttpError> {
     if matches!(found.0.kind, ServiceKind::ExternalName(_)) {
-        // Resolved by the client, who dialled the address.
-        return Ok(Destination::Dialled);
+        return outside(snapshot, facts);
     }
     let target = snapshot.target(found, facts.source.client());
+    target.map(Destination::Service).ok_or(HttpError::NoCluster)
+}
+
+/// A name outside the mesh, resolved by its client: the address that it dialled. Should that be a
+/// virtual one of the cluster's, then the service that has it: plaintext would leave the mesh.
+fn outside<'a>(
+    snapshot: &'a Snapshot,
+    facts: &ConnectionFacts,
+) -> Result<Destination<'a>, HttpError> {
+    let Some((service, port)) = snapshot.service_at(facts.destination) else {
+        return Ok(Destination::Dialled);
+    };
+    let target = snapshot.target((service, port.port, None), facts.source.client());
     target.map(Destination::Service).ok_or(HttpError::NoCluster)
 }
 

@@ -15,8 +15,8 @@ use http::{HeaderMap, Method, Uri};
 
 use crate::balance::by_weight;
 use crate::model::{
-    Forward, HttpMatch, HttpRule, KeyMatch, Service, ServiceKind, Snapshot, StringMatch,
-    VirtualService, WeightedDestination, Workload, path_of,
+    Forward, HttpMatch, HttpRule, KeyMatch, Service, Snapshot, StringMatch, VirtualService,
+    WeightedDestination, Workload, path_of,
 };
 
 /// The port on which a VirtualService is seen under hosts that are no service: Istio puts those
@@ -114,6 +114,11 @@ fn host_for<'a>(
     }
 }
 
+/// Whether a request is for this host, which is in lower case.
+pub(super) fn asks_for(authority: &str, host: &str) -> bool {
+    *host_of(authority) == *host
+}
+
 /// Lower case, without user information, port and trailing dot.
 fn host_of(authority: &str) -> Cow<'_, str> {
     let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
@@ -146,7 +151,7 @@ fn named_in_full_or_short<'a>(
     host: &str,
 ) -> Option<&'a Arc<Service>> {
     if let Some(found) = snapshot.service_for(host, namespace) {
-        return Some(resolve_alias(snapshot, namespace, found));
+        return Some(snapshot.unaliased(found, namespace));
     }
     let mut labels = host.split('.');
     let (name, second, third) = (labels.next()?, labels.next(), labels.next());
@@ -161,22 +166,8 @@ fn named_in_full_or_short<'a>(
     let full = format!("{name}.{namespace}.svc.{}", snapshot.mesh.cluster_domain);
     let found = snapshot.service_by_host(&full);
     found
-        .map(|found| resolve_alias(snapshot, namespace, found))
+        .map(|found| snapshot.unaliased(found, namespace))
         .or_else(|| host.parse::<IpAddr>().ok().and_then(|ip| snapshot.services_by_ip.get(&ip)))
-}
-
-/// An `ExternalName` that names a service of the mesh is that service.
-fn resolve_alias<'a>(
-    snapshot: &'a Snapshot,
-    namespace: &str,
-    service: &'a Arc<Service>,
-) -> &'a Arc<Service> {
-    match &service.kind {
-        ServiceKind::ExternalName(target) => {
-            snapshot.service_for(target, namespace).unwrap_or(service)
-        }
-        ServiceKind::ClusterIp | ServiceKind::Headless | ServiceKind::External(_) => service,
-    }
 }
 
 /// The service if it is there on the dialled port: by its own port number, or because the client

@@ -3,11 +3,12 @@
 //!
 //! Source: istio-surface 1.1.1 and 1.2.1.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::{
-    Client, Mirror, Service, ServiceKey, ServicePort, Snapshot, Subset, TrafficPolicy,
-    WeightedDestination,
+    Client, LoadBalancer, Mirror, Service, ServiceKey, ServiceKind, ServicePort, Snapshot, Subset,
+    TrafficPolicy, WeightedDestination,
 };
 
 /// A destination as a route names it.
@@ -46,9 +47,19 @@ pub struct ServiceTarget<'a> {
     pub policy: &'a TrafficPolicy,
 }
 
+impl ServiceTarget<'_> {
+    /// Whether the address that the client dialled is the endpoint: `resolution: NONE`, or `simple:
+    /// PASSTHROUGH` of a `ServiceEntry`. A virtual address of the cluster's own is nothing that could
+    /// be dialled in the mesh: there PASSTHROUGH is a choice at random.
+    pub fn is_dialled(&self) -> bool {
+        let passes = self.policy.load_balancer == LoadBalancer::Passthrough;
+        self.service.is_dialled() || passes && self.service.external().is_some()
+    }
+}
+
 impl Snapshot {
-    /// What a route names; `None`: there is no such service or subset. `addressed`: the port that the
-    /// client did, for routes that name none of several.
+    /// What a route names, aliases followed; `None`: there is no such service or subset. `addressed`: the
+    /// port that the client did, for routes that name none of several.
     pub fn named<'a>(
         &'a self,
         to: &NamedDestination<'_>,
@@ -56,6 +67,7 @@ impl Snapshot {
         addressed: u16,
     ) -> Option<FoundDestination<'a>> {
         let service = self.destination(to.service?, client.namespace)?;
+        let service = self.unaliased(service, client.namespace);
         let port = match (to.port, &*service.ports) {
             (Some(port), _) => port,
             (None, [only]) => only.port,
@@ -66,6 +78,25 @@ impl Snapshot {
             None => None,
         };
         Some((service, port, subset))
+    }
+
+    /// Whether a route would take a client to a wrong place. Of some destinations only a client knows an
+    /// address, one that asked for them and dialled it: of an `ExternalName` for a host outside the mesh,
+    /// and of a service whose endpoint is what was dialled. `asked`: the service that this client asked
+    /// for. An address outside may be the destination's all the same, one of a Service is not.
+    pub fn misleads(
+        &self,
+        found: FoundDestination<'_>,
+        client: Client<'_>,
+        asked: Option<&Service>,
+        dialled: SocketAddr,
+    ) -> bool {
+        if asked.is_some_and(|asked| asked.key == found.0.key) {
+            return false;
+        }
+        let is_dialled = || self.target(found, client).is_some_and(|target| target.is_dialled());
+        matches!(found.0.kind, ServiceKind::ExternalName(_))
+            || self.services_by_ip.contains_key(&dialled.ip()) && is_dialled()
     }
 
     /// A service port with the policy that holds for it; `None`: the service has no such port.

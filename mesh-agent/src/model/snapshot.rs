@@ -9,7 +9,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::workload::has_all;
 use super::{
     Client, DestinationRule, ExternalServices, HostPattern, ObjectRef, RateLimit, Resolution,
-    Selection, Service, ServiceKey, ServicePort, Subset, VirtualService, Workload,
+    Selection, Service, ServiceKey, ServiceKind, ServicePort, Subset, VirtualService, Workload,
 };
 
 /// Settings of the whole mesh.
@@ -234,6 +234,20 @@ impl Snapshot {
             Some(found) if found.external().is_some() => self.external.named(host, namespace),
             found => found,
         }
+    }
+
+    /// The service itself; of an `ExternalName` for a host that clients in `namespace` find in the mesh,
+    /// the service of that host. An alias of any other host stays one.
+    pub fn unaliased<'a>(&'a self, service: &'a Arc<Service>, namespace: &str) -> &'a Arc<Service> {
+        /// Aliases of aliases; a circle ends here.
+        const MOST: usize = 8;
+        let mut found = service;
+        for _ in 0..MOST {
+            let ServiceKind::ExternalName(host) = &found.kind else { break };
+            let Some(next) = self.service_for(host, namespace) else { break };
+            found = next;
+        }
+        found
     }
 
     /// The service that a route names by its key: for clients that do not see that one, the one of

@@ -33,6 +33,12 @@ pub enum LoadBalancer {
 }
 
 impl LoadBalancer {
+    /// Places on a ring, at most, unless it has more endpoints: 16 octets each, so 1 MiB for a client's
+    /// pod and a subset. Envoy, which has one ring for all of a pod, takes up to 8,388,608.
+    pub const MAX_RING: u32 = 65_536;
+    /// Places in a Maglev table, at most: the largest prime with 1 MiB at 4 octets each.
+    pub const MAX_MAGLEV: u32 = 262_139;
+
     /// Whether the request's key decides.
     pub fn is_hash(self) -> bool {
         matches!(self, Self::RingHash { .. } | Self::Maglev { .. })

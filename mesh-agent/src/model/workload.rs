@@ -64,6 +64,8 @@ pub struct Workload {
     pub host_network: bool,
     /// Labels say that it belongs in the mesh.
     pub selected: bool,
+    /// Labels say so, and it can never be in it: why, in words that follow "it".
+    pub unfit: Option<&'static str>,
     /// Its node announced that it is in the mesh: tunnels may be opened to it.
     pub enrolled: bool,
     /// `status.phase` is `Succeeded` or `Failed`: its address may belong to another pod.

@@ -20,7 +20,9 @@ use super::worker::Worker;
 use crate::balance::{ActiveGuard, Ask, Balancer, Choice, Live, OpenPermit, Picked};
 use crate::capture::Destination;
 use crate::http::{self, ConnectionFacts, Detected, HttpVersion};
-use crate::model::{ConnectionPool, HashKey, Protocol, Service, SpiffeId, TrafficPolicy, Workload};
+use crate::model::{
+    ConnectionPool, HashKey, Protocol, Service, ServiceTarget, SpiffeId, TrafficPolicy, Workload,
+};
 use crate::telemetry::{ConnectionRecord, ConnectionStart, Layer, Reporter, ResponseFlag};
 use crate::tunnel::{LocalPod, OpenError, Quota, Security, UpstreamIo, reset_tcp};
 
@@ -273,7 +275,7 @@ async fn open_tcp(worker: &Rc<Worker>, facts: &Facts, sni: Option<&str>) -> Foun
             ResponseFlag::NoHealthyUpstream
         }
         Failure::Target(NoTarget::Blocked) => ResponseFlag::NoRoute,
-        Failure::Target(NoTarget::NoCluster(_)) => ResponseFlag::NoCluster,
+        Failure::Target(NoTarget::NoCluster(_) | NoTarget::NoAddress(_)) => ResponseFlag::NoCluster,
         Failure::Overflow | Failure::Open(OpenError::Limit(_)) => ResponseFlag::UpstreamOverflow,
         Failure::Open(_) => ResponseFlag::UpstreamConnectFailure,
     };
@@ -299,11 +301,7 @@ enum Failure {
 async fn open(worker: &Rc<Worker>, facts: &Facts, target: Target<'_>) -> Result<Opened, Failure> {
     let to = match target {
         Target::Service(to) => to,
-        Target::Dialled { policy, .. } => {
-            let pods = &facts.live.snapshot.workloads_by_ip;
-            let to = (facts.target, pods.get(&facts.target.ip()).cloned());
-            return open_at(worker, facts, to, &policy.pool).await;
-        }
+        Target::Dialled(to) => return open_dialled(worker, facts, to).await,
     };
     let mut tried: Vec<SocketAddr> = Vec::new();
     if facts.elsewhere {
@@ -315,6 +313,33 @@ async fn open(worker: &Rc<Worker>, facts: &Facts, target: Target<'_>) -> Result<
     open_balanced(worker, facts, (&balancer, to.policy), tried).await
 }
 
+/// Opens a connection to the address that was dialled, under the limits of the service it is of.
+async fn open_dialled(
+    worker: &Rc<Worker>,
+    facts: &Facts,
+    to: Option<ServiceTarget<'_>>,
+) -> Result<Opened, Failure> {
+    let place = match &to {
+        Some(to) => {
+            let balancer = facts.live.upstream(Ask::new(&facts.source, to, facts.target));
+            place(&balancer).ok_or(Failure::Overflow)?
+        }
+        None => None,
+    };
+    let policy = to.map_or(TrafficPolicy::of_mesh(), |to| to.policy);
+    let pod = facts.live.snapshot.workloads_by_ip.get(&facts.target.ip()).cloned();
+    let opened = open_at(worker, facts, (facts.target, pod), &policy.pool).await?;
+    Ok(Opened { _place: place, ..opened })
+}
+
+/// A place among an upstream's connections, if these are limited; `None`: all are taken.
+fn place(balancer: &Balancer<'_>) -> Option<Option<OpenPermit>> {
+    match balancer.connections() {
+        Some(connections) => connections.open().map(Some),
+        None => Some(None),
+    }
+}
+
 /// Opens a connection to one of an upstream's endpoints, to another one if that cannot be reached.
 async fn open_balanced(
     worker: &Rc<Worker>,
@@ -322,10 +347,7 @@ async fn open_balanced(
     (balancer, policy): (&Balancer<'_>, &TrafficPolicy),
     mut tried: Vec<SocketAddr>,
 ) -> Result<Opened, Failure> {
-    let place = match balancer.connections() {
-        Some(connections) => Some(connections.open().ok_or(Failure::Overflow)?),
-        None => None,
-    };
+    let place = place(balancer).ok_or(Failure::Overflow)?;
     // Of a connection that is not HTTP, only the address can be the key.
     let by_ip = policy.hash_key == Some(HashKey::SourceIp);
     let hash = by_ip.then(|| http::hash_of_ip(facts.peer.ip()));

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use crate::balance::{Live, by_weight};
 use crate::model::{
-    FoundDestination, L4Facts, L4Rule, LoadBalancer, OutboundPolicy, Protocol, Service,
-    ServiceKind, ServiceTarget, Snapshot, TrafficPolicy, Workload,
+    FoundDestination, L4Facts, L4Rule, OutboundPolicy, Protocol, Service, ServiceKind,
+    ServiceTarget, Snapshot, Workload,
 };
 
 /// What is known of a connection.
@@ -32,13 +32,8 @@ pub(super) struct Asked<'a> {
 pub(super) enum Target<'a> {
     /// To one of a service port's endpoints.
     Service(ServiceTarget<'a>),
-    /// To the address that was dialled.
-    Dialled {
-        /// The service that it is of.
-        service: Option<&'a Arc<Service>>,
-        /// What holds for it.
-        policy: &'a TrafficPolicy,
-    },
+    /// To the address that was dialled, by what holds for the service that it is of, if for any.
+    Dialled(Option<ServiceTarget<'a>>),
 }
 
 /// Why it goes nowhere.
@@ -53,14 +48,19 @@ pub(super) enum NoTarget {
     /// The route names a service or subset that does not exist.
     #[error("its route names `{0}`, of which no such service or subset is known")]
     NoCluster(Arc<str>),
+    /// Only clients that ask for it know an address of what the route names.
+    #[error(
+        "its route names `{0}`, whose address is known to those alone that dial it by themselves"
+    )]
+    NoAddress(Arc<str>),
 }
 
 impl<'a> Target<'a> {
     /// The service that it is of.
     pub(super) fn service(&self) -> Option<&'a Arc<Service>> {
         match self {
-            Self::Service(to) => Some(to.service),
-            Self::Dialled { service, .. } => *service,
+            Self::Service(to) | Self::Dialled(Some(to)) => Some(to.service),
+            Self::Dialled(None) => None,
         }
     }
 }
@@ -75,7 +75,7 @@ pub(super) fn target<'a>(
         if snapshot.blocks(asked.dialled) {
             return Err(NoTarget::Blocked);
         }
-        return Ok(Target::Dialled { service: None, policy: TrafficPolicy::of_mesh() });
+        return Ok(Target::Dialled(None));
     };
     let namespace = &*asked.source.name.namespace;
     let name = service.name_for(asked.sni.unwrap_or_default());
@@ -89,11 +89,6 @@ pub(super) fn target<'a>(
     let owner = snapshot.l4_virtual_service(name, namespace);
     if let Some(rule) = owner.and_then(|owner| owner.l4.route(&facts)) {
         return routed(snapshot, asked, rule, (port, draw));
-    }
-    // A headless endpoint was chosen by the client.
-    if service.external().is_none() && !snapshot.services_by_ip.contains_key(&asked.dialled.ip()) {
-        let policy = TrafficPolicy::of_mesh();
-        return Ok(Target::Dialled { service: Some(service), policy });
     }
     to_service(snapshot, asked, (service, port, None))
 }
@@ -142,8 +137,13 @@ fn routed<'a>(
     let to = by_weight(&rule.destinations, rule.total_weight, draw);
     let to = to.ok_or(NoTarget::NoPort(port))?;
     let missing = || NoTarget::NoCluster(Arc::clone(&to.host));
-    let found = snapshot.named(&to.into(), asked.source.client(), port);
-    to_service(snapshot, asked, found.ok_or_else(missing)?)
+    let client = asked.source.client();
+    let found = snapshot.named(&to.into(), client, port).ok_or_else(missing)?;
+    let addressed = asked.addressed.map(|(service, _)| &**service);
+    if snapshot.misleads(found, client, addressed, asked.dialled) {
+        return Err(NoTarget::NoAddress(Arc::clone(&to.host)));
+    }
+    to_service(snapshot, asked, found)
 }
 
 fn to_service<'a>(
@@ -152,23 +152,15 @@ fn to_service<'a>(
     found: FoundDestination<'a>,
 ) -> Result<Target<'a>, NoTarget> {
     let (service, number, subset) = found;
-    if matches!(service.kind, ServiceKind::ExternalName(_)) {
-        // Resolved by the client, who dialled the address.
-        let policy = TrafficPolicy::of_mesh();
-        return Ok(Target::Dialled { service: Some(service), policy });
-    }
     let target = snapshot.target(found, asked.source.client());
     let target = target.ok_or(NoTarget::NoPort(number))?;
-    let policy = target.policy;
+    // A headless endpoint was chosen by the client.
     let is_own = || {
         service.kind == ServiceKind::Headless
             && Live::endpoint_at(target.port, subset, asked.dialled).is_some()
     };
-    // A virtual address of the cluster's own is nothing that could be dialled in the mesh.
-    let passes =
-        || policy.load_balancer == LoadBalancer::Passthrough && service.external().is_some();
-    if service.is_dialled() || passes() || is_own() {
-        return Ok(Target::Dialled { service: Some(service), policy });
+    if target.is_dialled() || is_own() {
+        return Ok(Target::Dialled(Some(target)));
     }
     Ok(Target::Service(target))
 }

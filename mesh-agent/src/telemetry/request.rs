@@ -306,6 +306,7 @@ pub(super) mod tests {
             labels: [("version".into(), "v7".into())].into(),
             host_network: false,
             selected: true,
+            unfit: None,
             enrolled: true,
             finished: false,
             terminating: false,

@@ -6,7 +6,9 @@ use std::sync::{Arc, LazyLock};
 
 use super::fixture::{endpoint, pod, rule, service, snapshot};
 use super::{Ask, Choice, Draws, Live, Picked, share};
-use crate::model::{LoadBalancer, Protocol, Readiness, Service, Subset, TrafficPolicy, Workload};
+use crate::model::{
+    DestinationRule, LoadBalancer, Protocol, Readiness, Service, Subset, TrafficPolicy, Workload,
+};
 
 mod hashing;
 mod outlier;
@@ -73,10 +75,32 @@ fn one_clients_turn_is_not_anothers() {
     let (one, two) = (pod("one", &["10.0.0.8"], ""), pod("two", &["10.0.0.9"], ""));
     let web = web(&[(A, "v1"), (B, "v1")]);
     let live = Live::new(snapshot(&[one.clone(), two.clone()], vec![web.clone()], vec![], vec![]));
-    assert_eq!(at(&live, &ask(&one, &web)), A.parse().unwrap());
-    assert_eq!(at(&live, &ask(&two, &web)), A.parse().unwrap());
-    assert_eq!(at(&live, &ask(&one, &web)), B.parse().unwrap());
+    let first = at(&live, &ask(&one, &web));
+    for _ in 0..3 {
+        at(&live, &ask(&two, &web));
+    }
+    assert_ne!(at(&live, &ask(&one, &web)), first);
     assert_eq!(live.upstream_count(), 2);
+}
+
+/// A Job's pods that send one request each.
+#[test]
+fn clients_begin_their_turns_at_different_endpoints() {
+    let endpoints: Vec<_> = (1..=4).map(|last| format!("10.0.0.{last}:8080")).collect();
+    let endpoints: Vec<_> = endpoints.iter().map(|address| (&**address, "v1")).collect();
+    let web = web(&endpoints);
+    let clients: Vec<_> = (0..400).map(|at| pod(&format!("job-{at}"), &["10.0.1.9"], "")).collect();
+    let world = snapshot(&clients, vec![web.clone()], vec![], vec![]);
+    let firsts = |live: &Live| -> Vec<SocketAddr> {
+        clients.iter().map(|client| at(live, &ask(client, &web))).collect()
+    };
+    let first = firsts(&Live::new(world.clone()));
+    let mut counts: BTreeMap<SocketAddr, usize> = BTreeMap::new();
+    first.iter().for_each(|address| *counts.entry(*address).or_default() += 1);
+    // Five standard deviations of a binomial(400, 1/4) are 43.
+    assert!(counts.values().all(|count| count.abs_diff(100) < 43), "{counts:?}");
+    assert_eq!(counts.len(), 4);
+    assert_eq!(firsts(&Live::new(world)), first, "the same in another process");
 }
 
 #[test]
@@ -114,6 +138,29 @@ fn what_left_the_configuration_is_forgotten() {
     at(&live, &ask(&client, &web));
     let without_client = snapshot(&[], vec![web.clone()], vec![], vec![]);
     assert_eq!(live.next(without_client).upstream_count(), 0);
+}
+
+#[test]
+fn a_subset_that_is_gone_for_its_client_is_forgotten() {
+    const HOST: &str = "web.shop.svc.cluster.local";
+    let client = pod("client", &["10.0.0.9"], "");
+    let web = web(&[(A, "v1")]);
+    let both = rule(HOST, &["v1", "v2"], LoadBalancer::RoundRobin);
+    let with = |rules: Vec<DestinationRule>| {
+        snapshot(std::slice::from_ref(&client), vec![web.clone()], vec![], rules)
+    };
+    let live = Live::new(with(vec![both.clone()]));
+    let subsets = [None, both.subset("v1"), both.subset("v2")];
+    for subset in subsets {
+        pick(&live, &Ask { subset, ..ask(&client, &web) }, 0);
+    }
+    assert_eq!(live.upstream_count(), 3);
+    let live = live.next(with(vec![rule(HOST, &["v1"], LoadBalancer::RoundRobin)]));
+    assert_eq!(live.upstream_count(), 2);
+    // Another client's rule has it still.
+    let mut others = both.clone();
+    others.workload_selector = [("app".into(), "other".into())].into();
+    assert_eq!(live.next(with(vec![others])).upstream_count(), 1, "that without a subset");
 }
 
 #[test]

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::balance::EjectionReason;
+use crate::balance::outlier::{decayed, ejection_time, next_times};
 use crate::model::{DestinationRule, OutlierDetection, Snapshot};
 
 const C: &str = "10.0.0.3:8080";
@@ -334,5 +337,77 @@ fn threads_eject_once() {
         });
         assert_eq!(world.live.ejection_counts()[0].total, 1);
         assert_eq!(world.used(), B, "the last error of all made it enough");
+    }
+}
+
+const CAP: Duration = Duration::from_secs(300);
+
+proptest! {
+    /// Each ejection in a row is a base longer than the one before, up to the cap; health between them
+    /// takes back a base for each tick.
+    #[test]
+    fn ejections_grow_by_a_base_to_their_cap(
+        base in 1_u64..1_000, gaps in prop::collection::vec(0_u64..5, 1..60)
+    ) {
+        let base = Duration::from_secs(base);
+        let mut times = 0;
+        for ticks in gaps {
+            let (before, left) = (ejection_time(base, times), decayed(times, ticks));
+            times = next_times(times, ticks, base);
+            let time = ejection_time(base, times);
+            prop_assert!(time >= base && time <= CAP.max(base));
+            prop_assert!(times == left + 1 || ejection_time(base, left) == CAP.max(base));
+            if ticks == 0 {
+                prop_assert_eq!(time, (before + base).min(CAP.max(base)));
+            }
+            if time < CAP.max(base) {
+                prop_assert_eq!(time, base * times);
+            }
+        }
+        prop_assert_eq!(next_times(times, u64::MAX, base), 1, "healthy for long: as the first time");
+    }
+
+    /// Whatever is answered and however long it takes: never more are out than may be, each for its
+    /// time, and one whose streak is long enough goes if there is room.
+    #[test]
+    fn ejections_keep_to_their_bounds(
+        percent in 0_u32..=100,
+        base in 1_u64..400,
+        steps in prop::collection::vec((0_usize..5, any::<bool>(), 0_u64..700), 1..40),
+    ) {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let base = Duration::from_secs(base);
+            let detection = OutlierDetection {
+                max_ejection_percent: percent, base_ejection: base, ..detection()
+            };
+            let addresses = [A, B, C, D, "10.0.0.5:8080"];
+            let world = World::new(detection, &addresses);
+            let guards = addresses.map(|address| world.at(address));
+            let most = (addresses.len() * percent as usize / 100).max(1);
+            for (at, fails, seconds) in steps {
+                let name = u8::try_from(at + 1).unwrap();
+                let is_out = |out: &[(u8, u64, u32)]| out.iter().any(|(last, ..)| *last == name);
+                let before = world.out();
+                for _ in 0..3 {
+                    guards[at].active.answered(if fails { 500 } else { 200 });
+                }
+                let out = world.out();
+                prop_assert!(out.len() <= most, "{out:?}");
+                let goes = fails && before.len() < most;
+                prop_assert_eq!(is_out(&out), is_out(&before) || goes, "{:?}", out);
+                for (last, remaining, times) in &out {
+                    let time = ejection_time(base, *times).as_secs();
+                    // Until the first tick of ten seconds after it.
+                    prop_assert!(*remaining <= time + 10, "{out:?}");
+                    if *last == name && !is_out(&before) {
+                        prop_assert!(*remaining >= time, "{out:?}");
+                    }
+                }
+                wait(seconds).await;
+            }
+            Ok(())
+        })?;
     }
 }

@@ -82,6 +82,9 @@ pub(in crate::config) struct PortPolicy {
 #[schemars(transform = one_of(["simple", "consistentHash"]))]
 pub(in crate::config) struct LoadBalancer {
     /// `LEAST_REQUEST`, if unset.
+    #[schemars(transform = limit(
+        "PASSTHROUGH for a Service with virtual addresses chooses an endpoint at random"
+    ))]
     pub(in crate::config) simple: Option<SimpleLb>,
     /// Requests with the same key go to the same endpoint.
     pub(in crate::config) consistent_hash: Option<ConsistentHash>,
@@ -188,6 +191,7 @@ pub(in crate::config) struct ConsistentHash {
     pub(in crate::config) ring_hash: Option<RingHash>,
     pub(in crate::config) maglev: Option<Maglev>,
     /// Deprecated: `ringHash`.
+    #[schemars(transform = limit(RING_LIMIT))]
     pub(in crate::config) minimum_ring_size: u64,
 }
 
@@ -214,10 +218,14 @@ pub(in crate::config) struct CookieAttribute {
     pub(in crate::config) value: String,
 }
 
+/// [`crate::model::LoadBalancer::MAX_RING`].
+const RING_LIMIT: &str = "65,536 is used for a larger one";
+
 /// `trafficPolicy.loadBalancer.consistentHash.ringHash`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(in crate::config) struct RingHash {
+    #[schemars(transform = limit(RING_LIMIT))]
     pub(in crate::config) minimum_ring_size: u64,
 }
 
@@ -226,6 +234,7 @@ pub(in crate::config) struct RingHash {
 #[serde(rename_all = "camelCase", default)]
 pub(in crate::config) struct Maglev {
     /// A prime.
+    #[schemars(transform = limit("262,139 is used for a larger one"))]
     pub(in crate::config) table_size: u64,
 }
 

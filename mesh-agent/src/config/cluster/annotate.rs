@@ -77,15 +77,14 @@ impl Writer {
             let tried = self.tried.get(&pod.uid);
             tried.is_none_or(|(tried, at)| tried != enrolled || now.duration_since(*at) >= AGAIN)
         });
-        let failures: Vec<(Arc<Workload>, String)> = local()
-            .filter_map(|pod| Some((pod.clone(), announced.failed.get(&pod.uid)?.clone())))
-            .filter(|(pod, reason)| self.failed.get(&pod.uid) != Some(reason))
-            .collect();
+        let failures = failures(announced, local());
         self.tried.retain(|uid, _| snapshot.workloads_by_uid.contains_key(uid));
         for (pod, enrolled) in &due {
             self.tried.insert(pod.uid.clone(), (*enrolled, now));
         }
-        self.failed.clone_from(&announced.failed);
+        let told = std::mem::take(&mut self.failed);
+        let reasons = failures.iter().map(|(pod, reason)| (pod.uid.clone(), reason.clone()));
+        self.failed = reasons.collect();
         let this = &*self;
         stream::iter(due)
             .for_each_concurrent(AT_ONCE, |(pod, enrolled)| async move {
@@ -93,6 +92,9 @@ impl Writer {
             })
             .await;
         for (pod, reason) in failures {
+            if told.get(&pod.uid) == Some(&reason) {
+                continue;
+            }
             let note = format!("not in the mesh: {reason}");
             self.tell(&pod, EventType::Warning, "NotEnrolled", note).await;
         }
@@ -144,6 +146,20 @@ impl Writer {
     }
 }
 
+/// Pods that should be in the mesh and are not, and why: those that could not be enrolled, and those
+/// that never can be, which the enroller does not try.
+fn failures<'a>(
+    announced: &Announcement,
+    local: impl Iterator<Item = &'a Arc<Workload>>,
+) -> Vec<(Arc<Workload>, String)> {
+    let unfit = |pod: &Workload| {
+        let reason = pod.unfit.filter(|_| !pod.finished)?;
+        Some(format!("it {reason}"))
+    };
+    let failed = |pod: &Workload| announced.failed.get(&pod.uid).cloned();
+    local.filter_map(|pod| Some((pod.clone(), failed(pod).or_else(|| unfit(pod))?))).collect()
+}
+
 /// Pods whose annotation is not as announced, and what it should be. An announcement that is older
 /// than the snapshot may not know of a pod yet: then what the agent before has written holds.
 fn differences<'a>(
@@ -177,6 +193,7 @@ mod tests {
             labels: BTreeMap::new(),
             host_network: false,
             selected: true,
+            unfit: None,
             enrolled,
             finished: false,
             terminating: false,
@@ -203,5 +220,26 @@ mod tests {
         assert_eq!(found(6, &["u"], false), Some(true));
         assert_eq!(found(7, &["u"], true), None);
         assert_eq!(found(7, &[], false), None);
+    }
+
+    /// Whoever labelled a pod learns why it is not in the mesh, also where nobody will ever try.
+    #[test]
+    fn a_pod_that_cannot_be_in_the_mesh_is_told_of() {
+        let unfit =
+            Workload { selected: false, unfit: Some("has a sidecar"), ..(*pod(false)).clone() };
+        let finished = Workload { finished: true, ..unfit.clone() };
+        let failed = Announcement {
+            failed: [("u".into(), "no address".into())].into(),
+            ..Announcement::default()
+        };
+        let told = |announced: &Announcement, pod: Workload| {
+            let found = failures(announced, [&Arc::new(pod)].into_iter());
+            found.into_iter().map(|(_, reason)| reason).collect::<Vec<_>>()
+        };
+        let nobody = Announcement::default();
+        assert_eq!(told(&nobody, unfit.clone()), ["it has a sidecar"]);
+        assert_eq!(told(&failed, unfit), ["no address"], "once");
+        assert!(told(&nobody, finished).is_empty());
+        assert!(told(&nobody, (*pod(false)).clone()).is_empty());
     }
 }

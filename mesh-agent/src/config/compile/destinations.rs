@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::routes::no_service;
-use super::share;
 use super::view::{Entry, View};
+use super::{no_effect, share};
 use crate::config::api::Labels;
 use crate::config::diagnostic::Diagnostic;
 use crate::config::translate::{Balancing, Blocks, PolicyFacts, RuleFacts, SubsetFacts, exported};
@@ -40,6 +40,7 @@ pub(super) fn compile(
         {
             report.warning("spec.host", no_service(host, snapshot));
         }
+        no_effect::check(entry.facts, snapshot, &mut report);
         diagnostics.extend(report.into_diagnostics());
         let namespace = &entry.object.key.namespace;
         let default = || exported(&view.mesh.destination_rules, namespace);

@@ -9,6 +9,7 @@ mod delegates;
 mod destinations;
 mod direct;
 mod external;
+mod no_effect;
 mod peers;
 mod rate_limits;
 mod routes;

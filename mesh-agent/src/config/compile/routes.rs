@@ -13,7 +13,8 @@ use crate::config::translate::{
     Reference, RouteFacts, VirtualServiceFacts, exported, is_catch_all,
 };
 use crate::model::{
-    Action, HostPattern, HttpRule, ObjectRef, Service, Snapshot, VirtualService, Visibility,
+    Action, HostPattern, HttpRule, ObjectRef, Service, ServiceKind, Snapshot, VirtualService,
+    Visibility,
 };
 
 /// With more services than this, no near name is looked for: the search would cost more than it
@@ -65,7 +66,8 @@ fn check_delegate(
     report: &mut Report,
 ) {
     if delegates.is_named(entry) {
-        are_there(&entry.facts.references, snapshot, report);
+        let by = By { namespace: &entry.object.key.namespace, hosts: &[] };
+        are_there(&entry.facts.references, by, snapshot, report);
     } else {
         report.warning("spec.hosts", "none, and no VirtualService delegates to it: no effect");
     }
@@ -99,10 +101,11 @@ fn references(
     snapshot: &Snapshot,
     report: &mut Report,
 ) -> bool {
-    let own = are_there(&entry.facts.references, snapshot, report);
+    let by = By { namespace: &entry.object.key.namespace, hosts: &entry.facts.hosts };
+    let own = are_there(&entry.facts.references, by, snapshot, report);
     let mut said_elsewhere = Report::default();
     let mut theirs = from.iter().map(|delegate| &delegate.facts.references);
-    theirs.all(|references| are_there(references, snapshot, &mut said_elsewhere)) && own
+    theirs.all(|references| are_there(references, by, snapshot, &mut said_elsewhere)) && own
 }
 
 /// The version to be in force: the object's, or if that misses a service or subset, the last one
@@ -147,16 +150,29 @@ fn look_up(virtual_service: &mut VirtualService, snapshot: &Snapshot) {
 }
 
 /// Reports what references miss; `false` if it is a service or a subset that requests need.
-fn are_there(references: &[Reference], snapshot: &Snapshot, report: &mut Report) -> bool {
+fn are_there(
+    references: &[Reference],
+    by: By<'_>,
+    snapshot: &Snapshot,
+    report: &mut Report,
+) -> bool {
     let mut complete = true;
     for reference in references {
-        complete &= is_there(reference, snapshot, report) || reference.is_mirror;
+        complete &= is_there(reference, by, snapshot, report) || reference.is_mirror;
     }
     complete
 }
 
+/// Whose references they are.
+#[derive(Clone, Copy)]
+struct By<'a> {
+    namespace: &'a str,
+    /// Hosts whose requests the object routes; none for a delegate, which does not know them.
+    hosts: &'a [HostPattern],
+}
+
 /// Reports what a reference misses; `false` if it is the service or the subset.
-fn is_there(reference: &Reference, snapshot: &Snapshot, report: &mut Report) -> bool {
+fn is_there(reference: &Reference, by: By<'_>, snapshot: &Snapshot, report: &mut Report) -> bool {
     let Reference { field, host, subset, port, is_mirror } = reference;
     let mut missing = |field: String, message: String| {
         if *is_mirror {
@@ -169,6 +185,7 @@ fn is_there(reference: &Reference, snapshot: &Snapshot, report: &mut Report) -> 
         missing(format!("{field}.host"), no_service(host, snapshot));
         return false;
     };
+    let service = snapshot.unaliased(service, by.namespace);
     let known = subsets(service, snapshot);
     let lost = subset.as_ref().filter(|subset| !known.contains(&&***subset));
     if let Some(subset) = lost {
@@ -179,12 +196,51 @@ fn is_there(reference: &Reference, snapshot: &Snapshot, report: &mut Report) -> 
         let message = format!("no DestinationRule of `{host}` has a subset `{subset}`{hint}");
         missing(format!("{field}.subset"), message);
     }
+    if let Some(why) = has_no_address(service, by, snapshot) {
+        let what = if *is_mirror { "no copies are sent" } else { "requests for others get 503" };
+        report.warning(format!("{field}.host"), format!("{why}: {what}"));
+    }
     if let Some(port) = port.filter(|port| service.port(*port).is_none()) {
         let what = if *is_mirror { "no copies are sent" } else { "requests to it get 503" };
         let message = format!("Service {} has no port {port}: {what}", service.key);
         report.warning(format!("{field}.port.number"), message);
     }
     lost.is_none()
+}
+
+/// Why requests for some of the object's hosts cannot be sent to a service, where only who asks for
+/// that one dials an address of it ([`Snapshot::misleads`]).
+fn has_no_address(service: &Service, by: By<'_>, snapshot: &Snapshot) -> Option<String> {
+    let (own, hosts) = (&service.hostname, by.hosts);
+    if let ServiceKind::ExternalName(name) = &service.kind {
+        let is_alias = |host: &Arc<str>| {
+            let found = snapshot.services_by_host.get(host);
+            let found = found.map(|found| snapshot.unaliased(found, by.namespace));
+            found.is_some_and(|found| found.key == service.key)
+        };
+        let is_asked = |host: &HostPattern| match host {
+            HostPattern::Exact(host) => host == name || is_alias(host),
+            HostPattern::Suffix(_) | HostPattern::Any => false,
+        };
+        let asks = !hosts.is_empty() && hosts.iter().all(is_asked);
+        return (!asks).then(|| {
+            format!(
+                "`{own}` is an ExternalName for `{name}`, which is no host of a Service or \
+                 ServiceEntry, so only its own clients know an address"
+            )
+        });
+    }
+    let is_virtual = |host: &HostPattern| match host {
+        HostPattern::Exact(host) => {
+            let found = snapshot.services_by_host.get(host);
+            found.is_some_and(|found| found.kind == ServiceKind::ClusterIp)
+        }
+        HostPattern::Suffix(_) | HostPattern::Any => false,
+    };
+    let misled = service.is_dialled() && hosts.iter().any(is_virtual);
+    misled.then(|| {
+        format!("`{own}` has `resolution: NONE`, so only its own clients dial an address of it")
+    })
 }
 
 /// Subsets that any client may see for a service.

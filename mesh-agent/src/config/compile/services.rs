@@ -27,10 +27,12 @@ pub(super) fn compile(
         let service = service(entry, view, pods, previous);
         let service = share(service, previous.services.get(&entry_key(entry)));
         let mut report = entry.report();
-        for ip in &service.addresses {
+        for (ip, field) in &entry.facts.addresses {
             match snapshot.services_by_ip.get(ip) {
-                Some(other) => report
-                    .warning("", format!("{ip} belongs to Service {}, which is older", other.key)),
+                Some(other) => report.warning(
+                    *field,
+                    format!("{ip} belongs to Service {}, which is older", other.key),
+                ),
                 None => {
                     snapshot.services_by_ip.insert(*ip, Arc::clone(&service));
                 }
@@ -90,7 +92,7 @@ fn service(
         ports: ports.collect(),
         key,
         hostname: Arc::clone(&facts.host),
-        addresses: facts.addresses.clone(),
+        addresses: facts.addresses.iter().map(|(ip, _)| *ip).collect(),
         kind: facts.kind.clone(),
         created: entry.created,
     }

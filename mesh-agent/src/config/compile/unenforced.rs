@@ -10,7 +10,7 @@ use crate::model::{Snapshot, Unenforced};
 pub(super) fn compile(view: &View<'_>, snapshot: &mut Snapshot, diagnostics: &mut Vec<Diagnostic>) {
     for entry in &view.unenforced {
         let mut report = entry.report();
-        report.error("", NOT_ENFORCED);
+        report.error("spec", NOT_ENFORCED);
         diagnostics.extend(report.into_diagnostics());
         let (key, facts) = (&entry.object.key, entry.facts);
         if facts.gateways_only {

@@ -54,8 +54,9 @@ pub(super) fn compile(
         }
         let wanted = pod.mark.opted_in(selection, &workload.name.namespace, &workload.labels)
             && !workload.host_network;
-        if let (true, Some(reason)) = (wanted, pod.mark.unfit) {
-            report.warning("", format!("selected by its labels, but not enrolled: it {reason}"));
+        if let (true, Some((field, reason))) = (wanted, pod.mark.unfit) {
+            report.warning(field, format!("selected by its labels, but not enrolled: it {reason}"));
+            workload.unfit = Some(reason);
         }
         workload.selected = wanted && pod.mark.unfit.is_none();
         workload.enrolled |= objects.is_announced(&workload.uid);

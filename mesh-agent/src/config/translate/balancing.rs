@@ -14,7 +14,7 @@ use crate::model::{HashCookie, HashKey, LoadBalancer, Warmup};
 
 /// `minimumRingSize`, if unset.
 const RING_SIZE: u32 = 1024;
-/// Largest ring, as Envoy's `maximum_ring_size`.
+/// Largest `minimumRingSize` that is no error, as Envoy's `maximum_ring_size`.
 const MAX_RING_SIZE: u32 = 8 << 20;
 /// `tableSize`, if unset.
 const TABLE_SIZE: u32 = 65_537;
@@ -130,7 +130,10 @@ fn algorithm(found: &api::ConsistentHash, field: &str, report: &mut Report) -> L
             let message = format!("{size} is not a prime number below {TABLE_LIMIT}");
             report.error(format!("{field}.maglev.tableSize"), message);
         }
-        return LoadBalancer::Maglev { size: number.unwrap_or(TABLE_SIZE) };
+        let size = number.unwrap_or(TABLE_SIZE);
+        let size =
+            bounded(size, LoadBalancer::MAX_MAGLEV, || format!("{field}.maglev.tableSize"), report);
+        return LoadBalancer::Maglev { size };
     }
     let (written, field) = match &found.ring_hash {
         Some(ring) => (ring.minimum_ring_size, format!("{field}.ringHash.minimumRingSize")),
@@ -138,9 +141,18 @@ fn algorithm(found: &api::ConsistentHash, field: &str, report: &mut Report) -> L
     };
     let size = u32::try_from(written).ok().filter(|size| *size <= MAX_RING_SIZE);
     if size.is_none() {
-        report.error(field, format!("{written} is more than {MAX_RING_SIZE}"));
+        report.error(&*field, format!("{written} is more than {MAX_RING_SIZE}"));
     }
-    LoadBalancer::RingHash { minimum: size.filter(|size| *size > 0).unwrap_or(RING_SIZE) }
+    let size = size.filter(|size| *size > 0).unwrap_or(RING_SIZE);
+    LoadBalancer::RingHash { minimum: bounded(size, LoadBalancer::MAX_RING, || field, report) }
+}
+
+/// Each client's pod has a table of its own in the agent of its node.
+fn bounded(size: u32, most: u32, field: impl FnOnce() -> String, report: &mut Report) -> u32 {
+    if size > most {
+        report.warning(field(), format!("{size} is more than {most}, which is used"));
+    }
+    size.min(most)
 }
 
 /// By trial division: the number is below [`TABLE_LIMIT`].

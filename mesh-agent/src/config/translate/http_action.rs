@@ -149,7 +149,7 @@ fn regex_rewrite(
         report.error(format!("{field}.match"), "missing");
         return None;
     }
-    let pattern = regex(&found.r#match, &found.r#match, &format!("{field}.match"), report)?;
+    let pattern = regex(&found.r#match, str::to_owned, &format!("{field}.match"), report)?;
     // Each group is a part of a path, so what it brings is legal.
     check_target(&found.rewrite, &format!("{field}.rewrite"), report);
     match replacement(&found.rewrite, pattern.captures_len()) {

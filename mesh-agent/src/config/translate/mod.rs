@@ -17,6 +17,7 @@ mod numbers;
 mod peer_authentication;
 mod pod;
 mod rate_limit;
+mod re2;
 mod retries;
 mod service;
 mod service_entry;

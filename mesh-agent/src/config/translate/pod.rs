@@ -62,8 +62,8 @@ impl PodFacts {
 pub(in crate::config) struct Mark {
     /// Opted out with `sidecar.istio.io/inject: "false"`.
     opted_out: bool,
-    /// Why it can never be in the mesh, though labels may ask for it.
-    pub(in crate::config) unfit: Option<&'static str>,
+    /// Why it can never be in the mesh, though labels may ask for it: the field, and in words.
+    pub(in crate::config) unfit: Option<(&'static str, &'static str)>,
 }
 
 impl Mark {
@@ -132,6 +132,7 @@ pub(in crate::config) fn pod(
         labels: metadata.labels.clone(),
         host_network: pod.spec.host_network,
         selected: false,
+        unfit: None,
         enrolled: annotations.get(ENROLLED).is_some_and(|value| &**value == "true"),
         finished: matches!(pod.status.phase.as_str(), "Succeeded" | "Failed"),
         terminating: metadata.deletion_timestamp.is_some(),
@@ -170,12 +171,13 @@ fn addresses(status: &PodStatus) -> Vec<IpAddr> {
     ips
 }
 
-fn unfit(runtime: &str, annotations: &Labels) -> Option<&'static str> {
+fn unfit(runtime: &str, annotations: &Labels) -> Option<(&'static str, &'static str)> {
     if annotations.contains_key(SIDECAR_STATUS) {
-        return Some("has a sidecar");
+        return Some(("metadata.annotations[sidecar.istio.io/status]", "has a sidecar"));
     }
     let sandboxed = SANDBOXED.contains(&runtime);
-    sandboxed.then_some("runs in a sandbox with a kernel of its own")
+    let why = "runs in a sandbox with a kernel of its own";
+    sandboxed.then_some(("spec.runtimeClassName", why))
 }
 
 fn capture(annotations: &Labels, report: &mut Report) -> CaptureRules {

@@ -19,8 +19,8 @@ pub(in crate::config) struct ServiceFacts {
     pub(in crate::config) host: Arc<str>,
     /// How it is addressed.
     pub(in crate::config) kind: ServiceKind,
-    /// Cluster, external and load balancer addresses.
-    pub(in crate::config) addresses: Vec<IpAddr>,
+    /// Cluster, external and load balancer addresses, each with the field that has it.
+    pub(in crate::config) addresses: Vec<(IpAddr, &'static str)>,
     /// TCP ports.
     pub(in crate::config) ports: Vec<PortFacts>,
     /// `publishNotReadyAddresses`.
@@ -90,22 +90,26 @@ pub(in crate::config) fn service(
     }
     let headless = spec.cluster_ip == "None" || spec.cluster_ips.iter().any(|ip| ip == "None");
     let kind = match spec.r#type.as_str() {
-        "ExternalName" => ServiceKind::ExternalName(spec.external_name.to_ascii_lowercase().into()),
+        "ExternalName" => {
+            let name = spec.external_name.strip_suffix('.').unwrap_or(&spec.external_name);
+            ServiceKind::ExternalName(name.to_ascii_lowercase().into())
+        }
         _ if headless => ServiceKind::Headless,
         _ => ServiceKind::ClusterIp,
     };
-    let mut addresses: Vec<IpAddr> = Vec::new();
+    let mut addresses: Vec<(IpAddr, &'static str)> = Vec::new();
     for text in std::iter::once(&spec.cluster_ip).chain(&spec.cluster_ips) {
         match text.parse() {
-            Ok(ip) => addresses.push(ip),
+            Ok(ip) => addresses.push((ip, "spec.clusterIPs")),
             Err(_) if text.is_empty() || text == "None" => {}
             Err(_) => report.error("spec.clusterIPs", format!("`{text}` is not an address")),
         }
     }
-    addresses.extend(spec.external_ips);
-    addresses.extend(service.status.load_balancer.ingress.iter().filter_map(|entry| entry.ip));
+    addresses.extend(spec.external_ips.into_iter().map(|ip| (ip, "spec.externalIPs")));
+    let balancers = service.status.load_balancer.ingress.iter().filter_map(|entry| entry.ip);
+    addresses.extend(balancers.map(|ip| (ip, "status.loadBalancer.ingress")));
     let mut seen = std::collections::HashSet::new();
-    addresses.retain(|ip| seen.insert(*ip));
+    addresses.retain(|(ip, _)| seen.insert(*ip));
     ServiceFacts {
         host: service_host(name, scope.namespace, &scope.mesh.cluster_domain).into(),
         kind,

@@ -151,6 +151,7 @@ fn workload(client: Client) -> Workload {
         labels: [("version".into(), client.version.into())].into(),
         host_network: false,
         selected: true,
+        unfit: None,
         enrolled: true,
         finished: false,
         terminating: false,

@@ -17,7 +17,7 @@ use crate::model::{
 const SOMEWHERE: &str = "198.51.100.1:80";
 
 /// A service of an entry in `shop`, on port 80.
-fn external(
+pub(super) fn external(
     host: &str,
     resolution: Resolution,
     visibility: Visibility,

@@ -1,6 +1,7 @@
 //! The engine over in-memory streams: real hyper clients on one side, servers that misbehave as
 //! asked on the other, a paused clock in between.
 
+mod dialled;
 mod early;
 mod external;
 mod failure;

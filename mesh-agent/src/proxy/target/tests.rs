@@ -6,8 +6,8 @@ use super::*;
 use crate::balance::Draws;
 use crate::balance::fixture::{endpoint, object, pod, rule, service, snapshot};
 use crate::model::{
-    External, HeaderOps, HostPattern, L4Match, L4Routes, Resolution, ServiceKey, VirtualService,
-    Visibility, WeightedDestination,
+    External, HeaderOps, HostPattern, L4Match, L4Routes, LoadBalancer, Resolution, ServiceKey,
+    VirtualService, Visibility, WeightedDestination,
 };
 
 fn to(host: &str, key: (&str, &str), subset: Option<&str>, weight: u32) -> WeightedDestination {
@@ -175,9 +175,9 @@ fn went_by(world: &Snapshot, dialled: &str, sni: Option<&str>, draw: u64) -> Str
             let subset = to.subset.map_or("", |subset| &subset.name);
             format!("{}:{} {subset}", to.service.key, to.port.port).trim_end().to_owned()
         }
-        Ok(Target::Dialled { service, .. }) => {
-            let service = service.map_or(String::new(), |service| format!(" of {}", service.key));
-            format!("dialled{service}")
+        Ok(Target::Dialled(to)) => {
+            let of = to.map_or(String::new(), |to| format!(" of {}", to.service.key));
+            format!("dialled{of}")
         }
         Err(error) => error.to_string(),
     }
@@ -222,6 +222,61 @@ fn a_rule_for_other_clients_is_passed_over() {
     world.virtual_services[0] = Arc::new(routes);
     let missing = "its route names `nobody`, of which no such service or subset is known";
     assert_eq!(draws(&world), missing);
+}
+
+/// The client has chosen the pod; how it gets there is the rule's to say.
+#[test]
+fn a_headless_pod_is_dialled_by_its_services_policy() {
+    let mut world = world();
+    let mut pods = service(
+        ("shop", "pods"),
+        "10.9.9.9",
+        (6379, Protocol::Tcp),
+        vec![endpoint("10.0.0.7:6379", "")],
+    );
+    pods.addresses.clear();
+    pods.kind = ServiceKind::Headless;
+    let pods = Arc::new(pods);
+    let dialled = "10.0.0.7:6379".parse().unwrap();
+    world.headless_by_endpoint.insert(dialled, (pods.key.clone(), 6379));
+    let mut limited = rule("pods.shop.svc.cluster.local", &[], LoadBalancer::Random);
+    limited.policy.pool.max_connections = 7;
+    world.services.insert(pods.key.clone(), pods);
+    world.destination_rules.insert("shop".into(), vec![Arc::new(limited)]);
+    let source = pod("client", &["10.0.9.9"], "");
+    let addressed = world.dialled_service(dialled, "shop");
+    let peer = "10.0.9.9".parse().unwrap();
+    let asked = Asked { source: &source, peer, dialled, addressed, sni: None };
+    let found = target(&world, &asked, 0);
+    let Ok(Target::Dialled(Some(to))) = found else { panic!("{found:?}") };
+    assert_eq!(to.policy.pool.max_connections, 7);
+}
+
+/// Whoever dialled the database must not be sent there when the route says otherwise.
+#[test]
+fn a_route_follows_an_alias_or_leads_nowhere() {
+    let mut world = world();
+    let aliases = [("known", "one.shop.svc.cluster.local"), ("unknown", "elsewhere.net")];
+    for (name, host) in aliases {
+        let mut alias = service(("shop", name), "10.9.9.9", (443, Protocol::Tcp), vec![]);
+        alias.addresses.clear();
+        alias.kind = ServiceKind::ExternalName(host.into());
+        let alias = Arc::new(alias);
+        world.services_by_host.insert(alias.hostname.clone(), alias.clone());
+        world.services.insert(alias.key.clone(), alias);
+    }
+    let nowhere = |name: &str| NoTarget::NoAddress(name.into()).to_string();
+    for (name, expected) in [
+        ("known", "shop/one:443".to_owned()),
+        ("unknown", nowhere("unknown")),
+        // Its endpoint is what was dialled, which is the database's address.
+        ("any.net", nowhere("any.net")),
+    ] {
+        let mut routes = VirtualService::clone(&world.virtual_services[0]);
+        routes.l4.tcp = vec![l4_rule(Vec::new(), vec![to(name, ("shop", name), None, 1)])];
+        world.virtual_services[0] = Arc::new(routes);
+        assert_eq!(went(&world, "10.96.0.1:5432", None), expected, "{name}");
+    }
 }
 
 #[test]

@@ -148,6 +148,9 @@ fn workloads(snapshot: &Snapshot) -> String {
                 write!(text, " {word}").unwrap();
             }
         }
+        if let Some(why) = pod.unfit {
+            write!(text, " unfit: {why};").unwrap();
+        }
         writeln!(text, " {:?} {:?}", pod.peer_policy.mode, pod.peer_policy.ports).unwrap();
     }
     text

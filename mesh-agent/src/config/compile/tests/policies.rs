@@ -54,6 +54,29 @@ fn every_key_of_consistent_hashing() {
     );
 }
 
+/// Tables are each client's own.
+#[test]
+fn tables_have_a_largest_size() {
+    check_balancers(
+        &[
+            "{ consistentHash: { useSourceIp: true, ringHash: { minimumRingSize: 65536 } } }",
+            "{ consistentHash: { useSourceIp: true, ringHash: { minimumRingSize: 8388608 } } }",
+            "{ consistentHash: { useSourceIp: true, maglev: { tableSize: 262139 } } }",
+            "{ consistentHash: { useSourceIp: true, maglev: { tableSize: 4999999 } } }",
+        ],
+        expect![[r#"
+            warning DestinationRule shop/cart spec.subsets[1].trafficPolicy.loadBalancer.consistentHash.ringHash.minimumRingSize: 8388608 is more than 65536, which is used
+            warning DestinationRule shop/cart spec.subsets[3].trafficPolicy.loadBalancer.consistentHash.maglev.tableSize: 4999999 is more than 262139, which is used
+            DestinationRule shop/cart Exact("cart.shop.svc.cluster.local") Everyone
+              any: LeastRequest 10s
+              a {}: RingHash { minimum: 65536 } 10s by SourceIp
+              b {}: RingHash { minimum: 65536 } 10s by SourceIp
+              c {}: Maglev { size: 262139 } 10s by SourceIp
+              d {}: Maglev { size: 262139 } 10s by SourceIp
+        "#]],
+    );
+}
+
 #[test]
 fn a_cookie_is_made_where_a_ttl_is_written() {
     check_balancers(
@@ -359,6 +382,78 @@ spec:
             warning DestinationRule shop/a spec.trafficPolicy.proxyProtocol: not supported yet, ignored
             warning DestinationRule shop/a spec.trafficPolicy.retryBudget.budgetInterval: not supported yet, ignored
             warning DestinationRule shop/a spec.trafficPolicy.tunnel: not supported yet, ignored
+        "#]],
+    );
+}
+
+/// The field that has no effect on its host is named.
+#[test]
+fn what_a_host_gives_no_room_for_is_said() {
+    let rule = |name: &str, host: &str, policy: &str| {
+        format!(
+            "
+---
+kind: DestinationRule
+metadata: {{ name: {name}, namespace: shop }}
+spec: {{ host: {host}, trafficPolicy: {{ {policy} }} }}"
+        )
+    };
+    let detection = "outlierDetection: { consecutive5xxErrors: 1 }";
+    let yaml = format!(
+        "
+kind: Service
+metadata: {{ name: cart, namespace: shop }}
+spec: {{ clusterIP: 10.1.0.1, ports: [{{ name: http, port: 80 }}] }}
+---
+kind: Service
+metadata: {{ name: pods, namespace: shop }}
+spec: {{ clusterIP: None, ports: [{{ name: http, port: 80 }}, {{ name: tcp, port: 81 }}] }}
+---
+kind: Service
+metadata: {{ name: alias, namespace: shop }}
+spec: {{ type: ExternalName, externalName: api.example.com }}
+---
+kind: ServiceEntry
+metadata: {{ name: outside, namespace: shop }}
+spec:
+  hosts: [none.example.com]
+  ports: [{{ number: 80, name: http, protocol: HTTP }}]
+---
+kind: ServiceEntry
+metadata: {{ name: static, namespace: shop }}
+spec:
+  hosts: [static.example.com]
+  ports: [{{ number: 80, name: http, protocol: HTTP }}]
+  resolution: STATIC
+  endpoints: [{{ address: 192.0.2.1 }}]{}{}{}{}{}
+",
+        rule("a", "cart", &format!("loadBalancer: {{ simple: PASSTHROUGH }}, {detection}")),
+        rule("b", "pods", &format!("loadBalancer: {{ simple: PASSTHROUGH }}, {detection}")),
+        rule("c", "alias", detection),
+        rule(
+            "d",
+            "none.example.com",
+            &format!(
+                "loadBalancer: {{ simple: RANDOM }}, connectionPool: {{ tcp: {{ maxConnections: 1 }} }}, \
+                 portLevelSettings: [{{ port: {{ number: 80 }}, {detection} }}]"
+            )
+        ),
+        rule(
+            "e",
+            "static.example.com",
+            &format!("loadBalancer: {{ simple: PASSTHROUGH }}, {detection}")
+        ),
+    );
+    check(
+        &yaml,
+        nothing,
+        expect![[r#"
+            warning DestinationRule shop/a spec.trafficPolicy.loadBalancer.simple: PASSTHROUGH has no effect: a virtual address is no endpoint, so one is chosen at random
+            warning DestinationRule shop/b spec.trafficPolicy.outlierDetection: no effect on port 81: clients choose the pod of a connection that is not HTTP
+            warning DestinationRule shop/c spec.host: no effect: an ExternalName, for which the rules of `api.example.com` hold
+            warning DestinationRule shop/d spec.trafficPolicy.loadBalancer: no effect: the endpoint is the address that a client dials
+            warning DestinationRule shop/d spec.trafficPolicy.portLevelSettings.outlierDetection: no effect: the endpoint is the address that a client dials, and stays it
+            warning DestinationRule shop/e spec.trafficPolicy.outlierDetection: no effect: the endpoint is the address that a client dials, and stays it
         "#]],
     );
 }

@@ -133,7 +133,7 @@ metadata: { name: k }
 ",
         nothing,
         expect![[r#"
-            error AuthorizationPolicy default/h: not supported yet: nothing of it is enforced
+            error AuthorizationPolicy default/h spec: not supported yet: nothing of it is enforced
             error VirtualSerivce x/g kind: `VirtualSerivce` is not known; did you mean `VirtualService`?
             warning Gateway i: not supported yet, ignored
             warning Mystery k kind: `Mystery` is not read by the mesh, ignored

@@ -215,3 +215,49 @@ spec: {{ host: cart.shop }}
         "#]],
     );
 }
+
+/// What an alias stands for is followed; where nobody but its own clients knows an address, it is said.
+#[test]
+fn aliases_lead_to_known_hosts_only() {
+    check(
+        &format!(
+            "{CART}
+kind: Service
+metadata: {{ name: known, namespace: shop }}
+spec: {{ type: ExternalName, externalName: Cart.shop.svc.cluster.local. }}
+---
+kind: Service
+metadata: {{ name: unknown, namespace: shop }}
+spec: {{ type: ExternalName, externalName: api.example.com }}
+---
+kind: ServiceEntry
+metadata: {{ name: none, namespace: shop }}
+spec: {{ hosts: [none.example.com], ports: [{{ number: 80, name: http, protocol: HTTP }}] }}
+---
+kind: VirtualService
+metadata: {{ name: cart, namespace: shop }}
+spec:
+  hosts: [cart]
+  http:
+  - match: [{{ uri: {{ prefix: /known }} }}]
+    route: [{{ destination: {{ host: known, subset: v1 }} }}]
+  - match: [{{ uri: {{ prefix: /none }} }}]
+    route: [{{ destination: {{ host: none.example.com }} }}]
+  - route: [{{ destination: {{ host: unknown }} }}]
+    mirror: {{ host: unknown }}
+---
+kind: VirtualService
+metadata: {{ name: own, namespace: shop }}
+spec:
+  hosts: [unknown, api.example.com]
+  http: [{{ route: [{{ destination: {{ host: unknown }} }}] }}]
+"
+        ),
+        nothing,
+        expect![[r#"
+            warning VirtualService shop/cart spec.http[1].route[0].destination.host: `none.example.com` has `resolution: NONE`, so only its own clients dial an address of it: requests for others get 503
+            warning VirtualService shop/cart spec.http[2].mirror.host: `unknown.shop.svc.cluster.local` is an ExternalName for `api.example.com`, which is no host of a Service or ServiceEntry, so only its own clients know an address: no copies are sent
+            warning VirtualService shop/cart spec.http[2].route[0].destination.host: `unknown.shop.svc.cluster.local` is an ExternalName for `api.example.com`, which is no host of a Service or ServiceEntry, so only its own clients know an address: requests for others get 503
+        "#]],
+    );
+}

@@ -138,17 +138,26 @@ spec: { clusterIP: 10.1.0.9, ports: [{ port: 80 }] }
 ---
 kind: Service
 metadata: { name: new, creationTimestamp: '2026-02-01T00:00:00Z' }
-spec: { clusterIP: 10.1.0.9, ports: [{ port: 80 }] }
+spec: { clusterIP: 10.1.0.9, externalIPs: [192.0.2.8], ports: [{ port: 80 }] }
+---
+kind: Service
+metadata: { name: newest, creationTimestamp: '2026-03-01T00:00:00Z' }
+spec: { externalIPs: [192.0.2.8], ports: [{ port: 80 }] }
+status: { loadBalancer: { ingress: [{ ip: 10.1.0.9 }] } }
 ",
         |snapshot| {
             let owner = &snapshot.services_by_ip[&"10.1.0.9".parse().unwrap()].key;
             format!("{}10.1.0.9 -> {owner}\n", services(snapshot))
         },
         expect![[r#"
-            warning Service default/new: 10.1.0.9 belongs to Service default/old, which is older
+            warning Service default/new spec.clusterIPs: 10.1.0.9 belongs to Service default/old, which is older
+            warning Service default/newest spec.externalIPs: 192.0.2.8 belongs to Service default/new, which is older
+            warning Service default/newest status.loadBalancer.ingress: 10.1.0.9 belongs to Service default/old, which is older
             default/away away.default.svc.cluster.local ExternalName("api.example.com") []
               443 "" Tls
-            default/new new.default.svc.cluster.local ClusterIp [10.1.0.9]
+            default/new new.default.svc.cluster.local ClusterIp [10.1.0.9, 192.0.2.8]
+              80 "" Detect
+            default/newest newest.default.svc.cluster.local ClusterIp [192.0.2.8, 10.1.0.9]
               80 "" Detect
             default/old old.default.svc.cluster.local ClusterIp [10.1.0.9]
               80 "" Detect

@@ -60,14 +60,14 @@ metadata: { name: j, namespace: out, uid: 0j, labels: { istio.io/dataplane-mode:
 ",
         workloads,
         expect![[r#"
-            warning Pod in/d: selected by its labels, but not enrolled: it has a sidecar
-            warning Pod in/e: selected by its labels, but not enrolled: it runs in a sandbox with a kernel of its own
+            warning Pod in/d metadata.annotations[sidecar.istio.io/status]: selected by its labels, but not enrolled: it has a sidecar
+            warning Pod in/e spec.runtimeClassName: selected by its labels, but not enrolled: it runs in a sandbox with a kernel of its own
             ambient/g spiffe://cluster.local/ns/ambient/sa/default [] selected Permissive {}
             in/a spiffe://cluster.local/ns/in/sa/cart [10.0.0.1] selected Permissive {}
             in/b spiffe://cluster.local/ns/in/sa/default [] Permissive {}
             in/c spiffe://cluster.local/ns/in/sa/default [] Permissive {}
-            in/d spiffe://cluster.local/ns/in/sa/default [] Permissive {}
-            in/e spiffe://cluster.local/ns/in/sa/default [] Permissive {}
+            in/d spiffe://cluster.local/ns/in/sa/default [] unfit: has a sidecar; Permissive {}
+            in/e spiffe://cluster.local/ns/in/sa/default [] unfit: runs in a sandbox with a kernel of its own; Permissive {}
             in/f spiffe://cluster.local/ns/in/sa/default [] host-network Permissive {}
             injected/h spiffe://cluster.local/ns/injected/sa/default [] selected Permissive {}
             out/i spiffe://cluster.local/ns/out/sa/default [] enrolled Permissive {}
