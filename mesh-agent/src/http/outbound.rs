@@ -183,7 +183,7 @@ impl<C: Connect> Flow<'_, C> {
     ) -> Response<ResponseBody> {
         let (mut parts, body) = request.into_parts();
         let gate = self.gate(&mut parts);
-        let mut body = RequestBody::new(body, gate.clone(), &self.connection.last);
+        let mut body = RequestBody::new(body, gate.clone(), &self.connection.ending);
         let progress = body.progress();
         if self.prepared(&mut parts, authority).is_none() {
             return reply::failure(&HttpError::Local, false, self.grpc, record);
