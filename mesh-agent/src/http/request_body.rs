@@ -62,7 +62,7 @@ pub(super) struct Progress {
     /// The client's body broke off, or was no legal one.
     broken: Cell<bool>,
     bytes: Cell<u64>,
-    /// Wakes the one who waits for the end.
+    /// Wakes all who wait for the end: the deadlines of the route and of the try.
     ended: Notify,
 }
 
@@ -265,7 +265,7 @@ impl ClientBody {
 impl Progress {
     fn end(&self) {
         if !self.done.replace(true) {
-            self.ended.notify_one();
+            self.ended.notify_waiters();
         }
     }
 

@@ -264,6 +264,51 @@ fn each_try_has_its_time_and_all_have_the_routes() {
     });
 }
 
+/// Both time-outs count from the end of the body, and neither keeps the other from it.
+#[test]
+fn each_try_of_a_request_with_a_body_has_its_time() {
+    for version in [HttpVersion::Http1, HttpVersion::Http2] {
+        run(async {
+            let retries = RetryPolicy {
+                per_try_timeout: Some(Duration::from_millis(400)),
+                ..policy(RetryOn::SERVER_ERROR)
+            };
+            let timeout = Some(Duration::from_secs(5));
+            let rule_of =
+                forwarding(Forward { retries, timeout, ..forward(&[("web", None, 1)]) });
+            let http1 = version == HttpVersion::Http1;
+            let protocol = if http1 { Protocol::Http } else { Protocol::Grpc };
+            let world = mesh(protocol, rule_of, TrafficPolicy::default());
+            let tried = Rc::new(Cell::new(0));
+            for address in [A, B] {
+                let tried = tried.clone();
+                let handler = move |_| {
+                    tried.set(tried.get() + 1);
+                    std::future::pending()
+                };
+                world.listen(address, hyper(version, handler));
+            }
+            let start = Instant::now();
+            let response = if http1 {
+                world.http1(VIP).await.send_request(post(full("message"))).await
+            } else {
+                let request = Request::post("http://web/shop.Web/Get")
+                    .header("content-type", "application/grpc")
+                    .body(full("message"));
+                world.http2(VIP).await.send_request(request.unwrap()).await
+            };
+            let response = response.unwrap();
+            let took = start.elapsed().as_millis();
+            assert!((1200..=1500).contains(&took), "{took} ms, {version:?}");
+            match http1 {
+                true => assert_eq!(response.status(), 504),
+                false => assert_eq!(response.headers()["grpc-status"], "14"),
+            }
+            assert_eq!(tried.get(), 3, "{version:?}");
+        });
+    }
+}
+
 #[test]
 fn a_fault_is_neither_retried_nor_timed() {
     run(async {
