@@ -11,7 +11,7 @@ use super::routing::{forward, forwarding, virtual_service};
 use super::*;
 use crate::balance::fixture::{endpoint, rule, service, snapshot};
 use crate::model::{
-    Fault, FaultAbort, Forward, HttpRule, LoadBalancer, OutlierDetection, Protocol, RetryOn,
+    ConnectionPool, Fault, FaultAbort, Forward, HttpRule, LoadBalancer, OutlierDetection, Protocol, RetryOn,
     RetryPolicy, Share, TrafficPolicy,
 };
 
@@ -114,6 +114,23 @@ fn the_last_answer_is_the_clients_when_attempts_are_used_up() {
         let attempts: Vec<_> = seen.take().into_iter().map(|(attempt, _)| attempt).collect();
         assert_eq!(attempts, ["1", "2", "3", "4"]);
         assert_eq!(world.counted(), ["502 URX 1"]);
+    });
+}
+
+/// One retry at one moment is no limit on how many there are.
+#[test]
+fn a_retry_gives_its_place_to_the_next_one() {
+    run(async {
+        let pool = ConnectionPool { max_retries: 1, ..ConnectionPool::default() };
+        let traffic = TrafficPolicy { pool, ..TrafficPolicy::default() };
+        let retries = RetryPolicy { attempts: 3, ..policy(RetryOn::SERVER_ERROR) };
+        let world = mesh(Protocol::Http, retrying(retries), traffic);
+        let seen = Seen::default();
+        seen.serve(&world, A, &[503]);
+        seen.serve(&world, B, &[503]);
+        assert_eq!(world.get(VIP, "web", "/").await.0, 503);
+        assert_eq!(seen.take().len(), 4);
+        assert_eq!(world.counted(), ["503 URX 1"]);
     });
 }
 
