@@ -247,7 +247,7 @@ impl<C: Connect> Flow<'_, C> {
     ) -> Option<Spare> {
         // After a change of protocol there is no second attempt, and no copy.
         let ordinary = self.switch == Switch::No;
-        let keep = ordinary && retry::keeps(self.plan.retries, self.grpc);
+        let keep = ordinary && retry::keeps(self.plan.retries, self.grpc, self.plan.version);
         let copies = match self.plan.mirrors {
             [] => None,
             _ => ordinary.then(|| Copies::of(self)).flatten(),

@@ -11,8 +11,8 @@ use super::routing::{forward, forwarding, virtual_service};
 use super::*;
 use crate::balance::fixture::{endpoint, rule, service, snapshot};
 use crate::model::{
-    ConnectionPool, Fault, FaultAbort, Forward, HttpRule, LoadBalancer, OutlierDetection, Protocol, RetryOn,
-    RetryPolicy, Share, TrafficPolicy,
+    ConnectionPool, Fault, FaultAbort, Forward, HttpRule, LoadBalancer, OutlierDetection, Protocol,
+    RetryOn, RetryPolicy, Share, TrafficPolicy,
 };
 
 const HOST: &str = "web.shop.svc.cluster.local";
@@ -291,8 +291,7 @@ fn each_try_of_a_request_with_a_body_has_its_time() {
                 ..policy(RetryOn::SERVER_ERROR)
             };
             let timeout = Some(Duration::from_secs(5));
-            let rule_of =
-                forwarding(Forward { retries, timeout, ..forward(&[("web", None, 1)]) });
+            let rule_of = forwarding(Forward { retries, timeout, ..forward(&[("web", None, 1)]) });
             let http1 = version == HttpVersion::Http1;
             let protocol = if http1 { Protocol::Http } else { Protocol::Grpc };
             let world = mesh(protocol, rule_of, TrafficPolicy::default());
@@ -344,6 +343,39 @@ fn a_fault_is_neither_retried_nor_timed() {
         assert_eq!((start.elapsed().as_secs(), world.dials()), (5, 0));
         assert_eq!(world.counted(), ["503 DI,FI 1"]);
     });
+}
+
+/// The endpoint has not begun with it, so that the policy of whoever asks for no more than this must
+/// keep its body.
+#[test]
+fn a_refused_request_is_sent_again_with_its_body() {
+    for condition in [RetryOn::REFUSED_STREAM, RetryOn::RESET_BEFORE_REQUEST] {
+        run(async {
+            let rule_of = retrying(policy(condition));
+            let world = mesh(Protocol::Http2, rule_of, TrafficPolicy::default());
+            world.listen(
+                A,
+                raw(|io| async move {
+                    let mut connection = h2::server::handshake(io).await.unwrap();
+                    while let Some(Ok((_, mut reply))) = connection.accept().await {
+                        reply.send_reset(h2::Reason::REFUSED_STREAM);
+                    }
+                }),
+            );
+            let answer = |request: Request<Incoming>| async move {
+                Response::new(full(text_of(request.into_body()).await))
+            };
+            world.listen(B, hyper(HttpVersion::Http2, answer));
+            for _ in 0..6 {
+                let sent = post(full("one two three"));
+                let response = world.http1(VIP).await.send_request(sent).await.unwrap();
+                assert_eq!(response.status(), 200, "{condition:?}");
+                assert_eq!(text(response).await, "one two three");
+            }
+            let dialled = world.net.dialled.borrow();
+            assert!(dialled.iter().any(|(_, at)| at.to_string() == A), "some first went to A");
+        });
+    }
 }
 
 /// A trailers-only answer of gRPC is retried by the default policy, its message sent again.
