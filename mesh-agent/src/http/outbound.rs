@@ -83,16 +83,16 @@ pub(super) async fn respond<C: Connect>(
         (_, HttpVersion::Http2, &Method::CONNECT) => Decision::Fail(HttpError::Local).into(),
         _ => decide(&live, connection, &head, (leaves, draws), &mut record),
     };
-    let mut response = match decided.decision {
-        Decision::Fail(error) => reply::failure(&error, false, grpc, record),
-        Decision::Redirect(location, code, ops) => reply::redirect(&location, code, ops, record),
-        Decision::Direct(direct, ops) => reply::direct(direct, ops, record),
-        Decision::Preflight(headers, fault) => match injected(engine, fault, grpc, record).await {
-            Ok(record) => reply::preflight(headers, record),
-            Err(response) => *response,
-        },
-        Decision::Forward(plan) => match injected(engine, plan.fault, grpc, record).await {
-            Ok(record) => {
+    let mut response = match injected(engine, decided.fault, grpc, record).await {
+        Err(response) => *response,
+        Ok(record) => match decided.decision {
+            Decision::Fail(error) => reply::failure(&error, false, grpc, record),
+            Decision::Redirect(location, code, ops) => {
+                reply::redirect(&location, code, ops, record)
+            }
+            Decision::Direct(direct, ops) => reply::direct(direct, ops, record),
+            Decision::Preflight(headers) => reply::preflight(headers, record),
+            Decision::Forward(plan) => {
                 // HTTP/1.0 has none: nobody takes them.
                 let none = Early::default();
                 let early = if parts.version == Version::HTTP_10 { &none } else { early };
@@ -100,7 +100,6 @@ pub(super) async fn respond<C: Connect>(
                     Flow { engine, connection, live: &live, plan: &plan, switch, grpc, early };
                 flow.forward(Request::from_parts(parts, body), authority, record, room).await
             }
-            Err(response) => *response,
         },
     };
     if let Some((policy, origin)) = decided.cors {

@@ -50,7 +50,6 @@ pub(super) struct Plan<'a> {
     pub(super) mirrors: &'a [Mirror],
     /// The service port that the client addressed.
     pub(super) addressed: u16,
-    pub(super) fault: Option<&'a Fault>,
     /// The request's key under consistent hashing.
     pub(super) key: Key,
     pub(super) version: HttpVersion,
@@ -61,8 +60,8 @@ pub(super) struct Plan<'a> {
 /// What was decided about a request's head.
 pub(super) enum Decision<'a> {
     Forward(Box<Plan<'a>>),
-    /// CORS: answered here with these headers, after the fault.
-    Preflight(HeaderMap, Option<&'a Fault>),
+    /// CORS: answered here with these headers.
+    Preflight(HeaderMap),
     Redirect(String, StatusCode, &'a HeaderOps),
     Direct(&'a DirectResponse, &'a HeaderOps),
     Fail(HttpError),
@@ -75,15 +74,18 @@ static BLOCKED: DirectResponse =
     DirectResponse { status: StatusCode::BAD_GATEWAY, body: Bytes::new() };
 static NOTHING: HeaderOps = HeaderOps { set: Vec::new(), add: Vec::new(), remove: Vec::new() };
 
-/// What was decided, and how the answer is marked for pages of another origin.
+/// What was decided, and what comes before and after it.
 pub(super) struct Decided<'a> {
     pub(super) decision: Decision<'a>,
+    /// What befalls the request first, also one whose destination is missing.
+    pub(super) fault: Option<&'a Fault>,
+    /// How the answer is marked for pages of another origin.
     pub(super) cors: Option<(&'a Cors, HeaderValue)>,
 }
 
 impl<'a> From<Decision<'a>> for Decided<'a> {
     fn from(decision: Decision<'a>) -> Self {
-        Self { decision, cors: None }
+        Self { decision, fault: None, cors: None }
     }
 }
 
@@ -133,6 +135,19 @@ pub(super) fn decide<'a>(
         }
         Route::Rule(rule, entry) => Matched { rule, entry },
     };
+    by_rule(snapshot, connection, (&host, &matched), (upgrade, draws), (&limits, record))
+}
+
+/// What a rule says about a request that it is for.
+fn by_rule<'a>(
+    snapshot: &'a Snapshot,
+    connection: &Connection,
+    (host, matched): (&VirtualHost<'a>, &Matched<'a>),
+    (upgrade, draws): (bool, &Draws),
+    (limits, record): (&Limits<'_>, &mut RequestRecord),
+) -> Decided<'a> {
+    let (facts, head) = (&connection.facts, limits.head);
+    let fault = matched.rule.fault.as_deref();
     let verdict = matched
         .rule
         .cors
@@ -140,27 +155,32 @@ pub(super) fn decide<'a>(
         .map(|policy| (policy, cors::judge(policy, head.method, head.headers)));
     let cors = match verdict {
         Some((_, Verdict::Preflight(headers))) => {
-            return Decision::Preflight(headers, matched.rule.fault.as_deref()).into();
+            return Decided { fault, ..Decision::Preflight(headers).into() };
         }
         Some((policy, Verdict::Allowed(origin))) => Some((policy, origin)),
         _ => None,
     };
-    let decision = match &matched.rule.action {
+    let decided: Decided<'_> = match &matched.rule.action {
         Action::Redirect(redirect) => {
             // A client that names no host (HTTP/1.0) knows the address.
             let dialled = facts.destination.to_string();
             let authority = Some(head.authority).filter(|named| !named.is_empty());
             let head = Head { authority: authority.unwrap_or(&dialled), ..*head };
             let location = redirect::location(redirect, matched.entry, &head, host.port);
-            Decision::Redirect(location, redirect.code, &matched.rule.response_headers)
+            Decision::Redirect(location, redirect.code, &matched.rule.response_headers).into()
         }
-        Action::Direct(direct) => Decision::Direct(direct, &matched.rule.response_headers),
+        Action::Direct(direct) => {
+            Decision::Direct(direct, &matched.rule.response_headers).into()
+        }
         Action::Forward(to) => {
-            let plan = planned(snapshot, connection, head, (&host, &matched, to), draws);
-            forward(plan, connection, upgrade, &limits, record)
+            let plan = planned(snapshot, connection, head, (host, matched, to), draws);
+            let decision = forward(plan, connection, upgrade, limits, record);
+            // A limit of where the request goes comes before the fault, too.
+            let limited = matches!(decision, Decision::Fail(HttpError::RateLimited));
+            Decided { fault: fault.filter(|_| !limited), ..decision.into() }
         }
     };
-    Decided { decision, cors }
+    Decided { cors, ..decided }
 }
 
 /// A plan in the version that its destination speaks.
@@ -217,7 +237,6 @@ fn planned<'a>(
         retries: &forward.retries,
         mirrors: &forward.mirrors,
         addressed: host.port,
-        fault: matched.rule.fault.as_deref(),
         key: key.unwrap_or_else(|| key_at(destination, facts, head, draws)),
         ..Plan::to(destination, connection.version)
     })
@@ -328,7 +347,6 @@ impl<'a> Plan<'a> {
             retries: &RETRIES,
             mirrors: &[],
             addressed: 0,
-            fault: None,
             key: Key::default(),
             version,
             untouched: false,

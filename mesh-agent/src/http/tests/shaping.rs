@@ -88,6 +88,27 @@ fn aborts_answer_in_envoys_words_and_reach_nobody() {
     });
 }
 
+/// Envoy's fault filter comes before its router, which looks for the destination.
+#[test]
+fn an_abort_comes_before_a_missing_destination() {
+    run(async {
+        for (host, subset) in [("web", Some("nope")), ("nobody", None)] {
+            let fault = |share| {
+                let abort = Some((FaultAbort::Http(StatusCode::IM_A_TEAPOT), share));
+                Some(Box::new(Fault { delay: None, abort }))
+            };
+            let to = forwarding(forward(&[(host, subset, 1)]));
+            let rule_of = |share| HttpRule { fault: fault(share), ..to.clone() };
+            let world = mesh(rule_of(Share::ALL), TrafficPolicy::default());
+            assert_eq!(world.get(VIP, "web", "/").await.0, 418);
+            assert_eq!(world.counted(), ["418 FI 1"]);
+            world.change(snapshot_of(rule_of(Share::NONE), TrafficPolicy::default()));
+            assert_eq!(world.get(VIP, "web", "/").await.0, 503);
+            assert_eq!(world.counted(), ["418 FI 1", "503 NC 1"]);
+        }
+    });
+}
+
 #[test]
 fn a_grpc_abort_is_an_answer_of_trailers_only() {
     run(async {
