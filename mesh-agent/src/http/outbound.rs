@@ -27,6 +27,7 @@ use super::incoming::Incoming;
 use super::mirror::Copies;
 use super::plan::{Decided, Decision, Destination, Plan, decide};
 use super::pool::Lease;
+use super::reply::To;
 use super::request_body::{Gate, RequestBody};
 use super::router::Head;
 use super::serve::{Connection, HttpVersion};
@@ -83,21 +84,20 @@ pub(super) async fn respond<C: Connect>(
         (_, HttpVersion::Http2, &Method::CONNECT) => Decision::Fail(HttpError::Local).into(),
         _ => decide(&live, connection, &head, (leaves, draws), &mut record),
     };
-    let mut response = match injected(engine, decided.fault, grpc, record).await {
+    let to = To { grpc, ops: decided.response_ops };
+    let mut response = match injected(engine, decided.fault, to, record).await {
         Err(response) => *response,
         Ok(record) => match decided.decision {
-            Decision::Fail(error) => reply::failure(&error, false, grpc, record),
-            Decision::Redirect(location, code, ops) => {
-                reply::redirect(&location, code, ops, record)
-            }
-            Decision::Direct(direct, ops) => reply::direct(direct, ops, record),
+            Decision::Fail(error) => reply::failure(&error, false, to, record),
+            Decision::Redirect(location, code) => reply::redirect(&location, code, to, record),
+            Decision::Direct(direct) => reply::direct(direct, to, record),
             Decision::Preflight(headers) => reply::preflight(headers, record),
             Decision::Forward(plan) => {
                 // HTTP/1.0 has none: nobody takes them.
                 let none = Early::default();
                 let early = if parts.version == Version::HTTP_10 { &none } else { early };
                 let flow =
-                    Flow { engine, connection, live: &live, plan: &plan, switch, grpc, early };
+                    Flow { engine, connection, live: &live, plan: &plan, switch, to, early };
                 flow.forward(Request::from_parts(parts, body), authority, record, room).await
             }
         },
@@ -119,7 +119,7 @@ pub(super) async fn respond<C: Connect>(
 async fn injected<C: Connect>(
     engine: &Engine<C>,
     fault: Option<&Fault>,
-    grpc: bool,
+    to: To<'_>,
     mut record: RequestRecord,
 ) -> Result<RequestRecord, Box<Response<ResponseBody>>> {
     let Some(fault) = fault else { return Ok(record) };
@@ -130,7 +130,7 @@ async fn injected<C: Connect>(
         tokio::time::sleep(delay).await;
     }
     match rolled.abort {
-        Some(abort) => Err(Box::new(reply::fault(abort, grpc, record))),
+        Some(abort) => Err(Box::new(reply::fault(abort, to, record))),
         None => Ok(record),
     }
 }
@@ -167,7 +167,8 @@ pub(super) struct Flow<'a, C: Connect> {
     pub(super) live: &'a Arc<Live>,
     pub(super) plan: &'a Plan<'a>,
     switch: Switch,
-    grpc: bool,
+    /// Whom answers are for.
+    to: To<'a>,
     /// Where informational responses go.
     pub(super) early: &'a Early,
 }
@@ -185,13 +186,13 @@ impl<C: Connect> Flow<'_, C> {
         let mut body = RequestBody::new(body, gate.clone(), &self.connection.ending);
         let progress = body.progress();
         if self.prepared(&mut parts, authority).is_none() {
-            return reply::failure(&HttpError::Local, false, self.grpc, record);
+            return reply::failure(&HttpError::Local, false, self.to, record);
         }
         let balancer = self.balancer();
         let in_flight = match &balancer {
             Some(balancer) => match balancer.admit() {
                 Some(in_flight) => Some(in_flight),
-                None => return reply::failure(&HttpError::Overflow, false, self.grpc, record),
+                None => return reply::failure(&HttpError::Overflow, false, self.to, record),
             },
             None => None,
         };
@@ -218,7 +219,7 @@ impl<C: Connect> Flow<'_, C> {
                     gave_up.error = HttpError::Malformed;
                 }
                 record.received(progress.bytes());
-                reply::failure(&gave_up.error, gave_up.attempts > 1, self.grpc, record)
+                reply::failure(&gave_up.error, gave_up.attempts > 1, self.to, record)
             }
             Ok(answer) => {
                 let held = Held {
@@ -246,7 +247,7 @@ impl<C: Connect> Flow<'_, C> {
     ) -> Option<Spare> {
         // After a change of protocol there is no second attempt, and no copy.
         let ordinary = self.switch == Switch::No;
-        let keep = ordinary && retry::keeps(self.plan.retries, self.grpc, self.plan.version);
+        let keep = ordinary && retry::keeps(self.plan.retries, self.to.grpc, self.plan.version);
         let copies = match self.plan.mirrors {
             [] => None,
             _ => ordinary.then(|| Copies::of(self)).flatten(),
@@ -346,7 +347,7 @@ impl<C: Connect> Flow<'_, C> {
         if !self.plan.untouched {
             headers::answered(&mut head.headers, since.elapsed());
         }
-        for ops in self.plan.response_ops.into_iter().flatten() {
+        for ops in self.to.ops.into_iter().flatten() {
             headers::apply(ops, &mut head.headers);
         }
         if let Some(cookie) = &self.plan.key.cookie {

@@ -1,33 +1,42 @@
 //! Responses that are made here: failures, redirects, direct responses.
 //!
-//! Invariant: a gRPC client gets a gRPC status, never an HTTP error page (istio-surface 2.1).
+//! Invariants: a gRPC client gets a gRPC status, never an HTTP error page (istio-surface 2.1); what the
+//! route does to the headers of answers is done to these, too. Source: Envoy's `sendLocalReply`.
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderName, LOCATION};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, LOCATION};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::body::ResponseBody;
 use super::error::HttpError;
-use super::headers::name_server;
-use crate::model::{DirectResponse, FaultAbort, HeaderOps};
+use super::headers;
+use super::plan::Ops;
+use crate::model::{DirectResponse, FaultAbort};
 use crate::telemetry::{RequestRecord, ResponseFlag};
 
 /// Tells a client that a limit was reached, and not the service.
 const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 
+/// Whom an answer is for, and what its route does to it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct To<'a> {
+    pub(super) grpc: bool,
+    pub(super) ops: Ops<'a>,
+}
+
 /// The answer to a request that failed here; `retried`: more than one attempt was made.
 pub(super) fn failure(
     error: &HttpError,
     retried: bool,
-    grpc: bool,
+    to: To<'_>,
     mut record: RequestRecord,
 ) -> Response<ResponseBody> {
     record.flag(error.flag());
     record.details(&error.details());
     let body = error.body(retried);
-    let mut response = match grpc {
-        true => grpc_reply(grpc_code(error.status()), &body, record),
-        false => plain(error.status(), body.into(), HeaderMap::new(), record),
+    let mut response = match to.grpc {
+        true => grpc_reply(grpc_code(error.status()), &body, to.ops, record),
+        false => plain(error.status(), body.into(), changed(HeaderMap::new(), to.ops), record),
     };
     if error.flag() == ResponseFlag::UpstreamOverflow {
         response.headers_mut().insert(OVERLOADED, HeaderValue::from_static("true"));
@@ -38,20 +47,24 @@ pub(super) fn failure(
 /// `http[].fault.abort`, in Envoy's words.
 pub(super) fn fault(
     abort: FaultAbort,
-    grpc: bool,
+    to: To<'_>,
     mut record: RequestRecord,
 ) -> Response<ResponseBody> {
     const BODY: &str = "fault filter abort";
     record.flag(ResponseFlag::FaultInjected);
     record.details("fault_filter_abort");
     match abort {
-        FaultAbort::Grpc(code) => grpc_reply(code, BODY, record),
-        FaultAbort::Http(status) if grpc => grpc_reply(grpc_code(status), BODY, record),
-        FaultAbort::Http(status) => plain(status, BODY.into(), HeaderMap::new(), record),
+        FaultAbort::Grpc(code) => grpc_reply(code, BODY, to.ops, record),
+        FaultAbort::Http(status) if to.grpc => {
+            grpc_reply(grpc_code(status), BODY, to.ops, record)
+        }
+        FaultAbort::Http(status) => {
+            plain(status, BODY.into(), changed(HeaderMap::new(), to.ops), record)
+        }
     }
 }
 
-/// A preflight that is answered here.
+/// A preflight that is answered here. Envoy's CORS filter does not have it pass the route.
 pub(super) fn preflight(headers: HeaderMap, mut record: RequestRecord) -> Response<ResponseBody> {
     record.details("cors_preflight");
     plain(StatusCode::OK, Bytes::new(), headers, record)
@@ -60,23 +73,18 @@ pub(super) fn preflight(headers: HeaderMap, mut record: RequestRecord) -> Respon
 /// `http[].directResponse`.
 pub(super) fn direct(
     direct: &DirectResponse,
-    ops: &HeaderOps,
+    to: To<'_>,
     mut record: RequestRecord,
 ) -> Response<ResponseBody> {
     record.details("direct_response");
-    let mut headers = HeaderMap::new();
-    if !direct.body.is_empty() {
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-    }
-    super::headers::apply(ops, &mut headers);
-    plain(direct.status, direct.body.clone(), headers, record)
+    plain(direct.status, direct.body.clone(), changed(HeaderMap::new(), to.ops), record)
 }
 
 /// `http[].redirect`.
 pub(super) fn redirect(
     location: &str,
     code: StatusCode,
-    ops: &HeaderOps,
+    to: To<'_>,
     mut record: RequestRecord,
 ) -> Response<ResponseBody> {
     record.details("direct_response");
@@ -84,8 +92,16 @@ pub(super) fn redirect(
     if let Ok(location) = HeaderValue::from_str(location) {
         headers.insert(LOCATION, location);
     }
-    super::headers::apply(ops, &mut headers);
-    plain(code, Bytes::new(), headers, record)
+    plain(code, Bytes::new(), changed(headers, to.ops), record)
+}
+
+/// Headers as the route wants them. The length is not the route's to name.
+fn changed(mut headers: HeaderMap, ops: Ops<'_>) -> HeaderMap {
+    for ops in ops.into_iter().flatten() {
+        headers::apply(ops, &mut headers);
+    }
+    headers.remove(CONTENT_LENGTH);
+    headers
 }
 
 fn plain(
@@ -98,7 +114,7 @@ fn plain(
     if !body.is_empty() {
         headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("text/plain"));
     }
-    name_server(&mut headers);
+    headers::name_server(&mut headers);
     let mut response = Response::new(ResponseBody::here(body, record));
     *response.status_mut() = status;
     *response.headers_mut() = headers;
@@ -106,18 +122,24 @@ fn plain(
 }
 
 /// Trailers only: HTTP 200, the status in the head.
-fn grpc_reply(code: u16, message: &str, mut record: RequestRecord) -> Response<ResponseBody> {
-    let status = HeaderValue::from(code);
-    record.status(StatusCode::OK);
-    record.grpc_status(&status);
-    let mut response = Response::new(ResponseBody::here(Bytes::new(), record));
-    let headers = response.headers_mut();
+fn grpc_reply(
+    code: u16,
+    message: &str,
+    ops: Ops<'_>,
+    mut record: RequestRecord,
+) -> Response<ResponseBody> {
+    let mut headers = changed(HeaderMap::new(), ops);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert("grpc-status", status);
+    // As in Envoy, the route may have named another status.
+    let status = headers.entry("grpc-status").or_insert_with(|| HeaderValue::from(code));
+    record.status(StatusCode::OK);
+    record.grpc_status(status);
     if let Ok(message) = HeaderValue::from_str(&percent_encoded(message)) {
-        headers.insert("grpc-message", message);
+        headers.entry("grpc-message").or_insert(message);
     }
-    name_server(headers);
+    headers::name_server(&mut headers);
+    let mut response = Response::new(ResponseBody::here(Bytes::new(), record));
+    *response.headers_mut() = headers;
     response
 }
 
