@@ -26,7 +26,7 @@ use super::form::{self, Origin};
 use super::incoming::Incoming;
 use super::mirror::Copies;
 use super::plan::{Decided, Decision, Destination, Plan, decide};
-use super::pool::Lease;
+use super::pool::{Http1, Lease};
 use super::reply::To;
 use super::request_body::{Gate, RequestBody};
 use super::router::Head;
@@ -96,8 +96,7 @@ pub(super) async fn respond<C: Connect>(
                 // HTTP/1.0 has none: nobody takes them.
                 let none = Early::default();
                 let early = if parts.version == Version::HTTP_10 { &none } else { early };
-                let flow =
-                    Flow { engine, connection, live: &live, plan: &plan, switch, to, early };
+                let flow = Flow { engine, connection, live: &live, plan: &plan, switch, to, early };
                 flow.forward(Request::from_parts(parts, body), authority, record, room).await
             }
         },
@@ -360,7 +359,8 @@ impl<C: Connect> Flow<'_, C> {
         let body = match (switched, held.lease.take()) {
             (true, Some(Lease::Http1(_, _, connection))) => {
                 held.deadline = None;
-                let handover = Handover { upstream: connection.upgraded, held };
+                let Http1 { upgraded, place, .. } = connection;
+                let handover = Handover { upstream: upgraded, held, _place: place };
                 *self.connection.handover.borrow_mut() = Some(handover);
                 ResponseBody::empty()
             }

@@ -453,6 +453,40 @@ fn requests_wait_for_a_connection_as_many_as_may() {
     });
 }
 
+/// What leaves HTTP is a connection to the endpoint as before.
+#[test]
+fn a_websocket_keeps_its_place_among_connections() {
+    run(async {
+        let pool = ConnectionPool { max_connections: 1, ..ConnectionPool::default() };
+        let only_a = forward(&[("web", Some("v1"), 1)]);
+        let world = mesh(forwarding(only_a), pooled(pool));
+        let server = |mut io: DuplexStream| async move {
+            let head = read_until(&mut io, "\r\n\r\n").await;
+            if head.starts_with("GET /ws ") {
+                let answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
+                              upgrade: websocket\r\n\r\n";
+                write(&mut io, answer).await;
+                // Until the client ends it.
+                io.read_to_string(&mut String::new()).await.unwrap();
+            } else {
+                write(&mut io, "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+            }
+        };
+        world.listen(A, raw(server));
+        let mut websocket = world.open(&world.client, VIP, HttpVersion::Http1);
+        let request = "GET /ws HTTP/1.1\r\nhost: web\r\nconnection: upgrade\r\n\
+                       upgrade: websocket\r\n\r\n";
+        write(&mut websocket, request).await;
+        read_until(&mut websocket, "\r\n\r\n").await;
+        let mut other = Box::pin(world.get(VIP, "web", "/"));
+        let waits = tokio::time::timeout(Duration::from_secs(60), &mut other).await;
+        assert!(waits.is_err(), "{waits:?}");
+        assert_eq!(world.dials(), 1);
+        drop(websocket);
+        assert_eq!(other.await, (StatusCode::OK, "ok".to_owned()));
+    });
+}
+
 #[test]
 fn a_connection_is_used_as_often_as_it_may_be_and_idles_as_long() {
     run(async {
