@@ -100,7 +100,7 @@ pub(super) struct Upgraded {
 pub(super) struct Http2 {
     pub(super) sender: SendRequest<Bytes>,
     pub(super) load: Rc<Load>,
-    pub(super) _place: Option<Rc<Place>>,
+    pub(super) place: Option<Rc<Place>>,
 }
 
 /// How busy an HTTP/2 connection is.
@@ -122,6 +122,8 @@ pub(super) struct Load {
 #[derive(Debug)]
 pub(super) struct StreamGuard {
     load: Rc<Load>,
+    /// The connection's: it counts until its last stream has ended, also if it takes no more of them.
+    _place: Option<Rc<Place>>,
     complete: bool,
     /// Cancelled when nobody wants the response any more.
     pub(super) abandoned: CancellationToken,
@@ -356,7 +358,7 @@ impl Http2 {
         if terms.are_up(load.served.get()) {
             load.closed.set(true);
         }
-        (self.clone(), StreamGuard::new(load))
+        (self.clone(), StreamGuard::new(load, self.place.clone()))
     }
 }
 
@@ -375,9 +377,10 @@ impl Load {
 // === impl StreamGuard ===
 
 impl StreamGuard {
-    fn new(load: &Rc<Load>) -> Self {
+    fn new(load: &Rc<Load>, place: Option<Rc<Place>>) -> Self {
         load.active.set(load.active.get() + 1);
-        Self { load: Rc::clone(load), complete: false, abandoned: CancellationToken::new() }
+        let (load, abandoned) = (Rc::clone(load), CancellationToken::new());
+        Self { load, _place: place, complete: false, abandoned }
     }
 }
 

@@ -2,9 +2,12 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use http_body_util::StreamBody;
 use tokio::time::Instant;
 
 use super::routing::{forward, forwarding, virtual_service};
@@ -449,6 +452,47 @@ fn requests_wait_for_a_connection_as_many_as_may() {
         assert_eq!((first, later), ((1, 0), (1, 2)));
         assert_eq!(most.get(), 1, "never two at one moment");
         assert_eq!(start.elapsed().as_secs(), 2);
+        assert_eq!(world.dials(), 2, "a connection for each request");
+    });
+}
+
+/// The same over HTTP/2, where a connection that takes no more streams still serves the last one: its
+/// head comes at once, and the rest a second later.
+#[test]
+fn streams_wait_for_a_connection_that_is_used_up() {
+    run(async {
+        let pool = ConnectionPool {
+            max_connections: 1,
+            max_pending: 1,
+            max_requests_per_connection: 1,
+            upgrade_to_http2: true,
+            ..ConnectionPool::default()
+        };
+        let only_a = forward(&[("web", Some("v1"), 1)]);
+        let world = mesh(forwarding(only_a), pooled(pool));
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let counted = most.clone();
+        let handler = move |_| {
+            let now = now.clone();
+            counted.fetch_max(now.fetch_add(1, Relaxed) + 1, Relaxed);
+            let rest = futures_util::stream::once(async move {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                now.fetch_sub(1, Relaxed);
+                Ok(http_body::Frame::data(Bytes::from("slow")))
+            });
+            std::future::ready(Response::new(StreamBody::new(rest).boxed_unsync()))
+        };
+        world.listen(A, hyper(HttpVersion::Http2, handler));
+        let start = Instant::now();
+        let first = async { world.get(VIP, "web", "/").await };
+        let later = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            at_once(&world, 3).await
+        };
+        let (first, later) = futures_util::future::join(first, later).await;
+        assert_eq!((first, later), ((StatusCode::OK, "slow".to_owned()), (1, 2)));
+        assert_eq!(most.load(Relaxed), 1, "never two at one moment");
+        assert_eq!(start.elapsed().as_secs(), 1, "its head came after the first one's end");
         assert_eq!(world.dials(), 2, "a connection for each request");
     });
 }
