@@ -15,6 +15,7 @@ use http::{Method, Request, Response};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -312,7 +313,8 @@ impl<C: Connect> Client<C> {
             }
         });
         let (terms, place) = (Terms::of(target.pool), place.map(|(place, _)| place));
-        Ok(Http1 { sender, upgraded, wanted, retired, terms, place, served: 0 })
+        let opened = Instant::now();
+        Ok(Http1 { sender, upgraded, wanted, retired, terms, place, served: 0, opened })
     }
 
     async fn open_http2(

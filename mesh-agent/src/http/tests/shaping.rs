@@ -554,6 +554,51 @@ fn a_connection_is_used_as_often_as_it_may_be_and_idles_as_long() {
     });
 }
 
+/// `tcp.maxConnectionDuration`: an old connection serves no further request, but ends none.
+#[test]
+fn a_connection_that_is_too_old_is_not_used_again() {
+    for upgrade_to_http2 in [false, true] {
+        run(async {
+            let pool = ConnectionPool {
+                max_connection_duration: Some(Duration::from_secs(40)),
+                http_idle_timeout: Some(Duration::from_secs(3600)),
+                upgrade_to_http2,
+                ..ConnectionPool::default()
+            };
+            let only_a = forward(&[("web", Some("v1"), 1)]);
+            let world = mesh(forwarding(only_a), pooled(pool));
+            let version =
+                if upgrade_to_http2 { HttpVersion::Http2 } else { HttpVersion::Http1 };
+            let handler = |request: Request<Incoming>| async move {
+                let seconds: u64 = request.uri().path()[1..].parse().unwrap();
+                tokio::time::sleep(Duration::from_secs(seconds)).await;
+                Response::new(full("ok"))
+            };
+            world.listen(A, hyper(version, handler));
+            let open = || {
+                let (http1, http2) = world.engine.shared.client.pool().len();
+                http1 + http2
+            };
+            // At 0, 30 and 60 s; the last one takes 30 s.
+            world.get(VIP, "web", "/0").await;
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            assert_eq!(world.get(VIP, "web", "/0").await.0, 200);
+            assert_eq!(world.dials(), 1, "not yet");
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            assert_eq!(world.get(VIP, "web", "/30").await.0, 200);
+            assert_eq!(world.dials(), 2);
+            // It is 30 s old, and 35 s when the next one begins.
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert_eq!(world.get(VIP, "web", "/50").await.0, 200, "it is not cut off");
+            assert_eq!(world.dials(), 2);
+            let maintained = world.engine.clone();
+            world.tasks.spawn_local(async move { maintained.maintain().await });
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert_eq!(open(), 0, "and closed once it idles");
+        });
+    }
+}
+
 #[test]
 fn an_upgrade_policy_speaks_http2_to_an_http_port() {
     run(async {
