@@ -297,7 +297,7 @@ impl<C: Connect> Attempts<'_, '_, C> {
 }
 
 /// What outlier detection takes an answer for: gRPC's status counts where it is in the head.
-fn status_of(response: &Response<Incoming>) -> u16 {
+pub(super) fn status_of(response: &Response<Incoming>) -> u16 {
     let grpc = grpc_status(response.headers()).and_then(|value| value.to_str().ok()?.parse().ok());
     grpc.map_or(response.status().as_u16(), retry::status_of_grpc)
 }

@@ -15,7 +15,7 @@ use super::*;
 use crate::balance::fixture::{endpoint, rule, service, snapshot};
 use crate::model::{
     ConnectionPool, Cors, Fault, FaultAbort, Forward, HashCookie, HashKey, HttpRule, LoadBalancer,
-    Mirror, Protocol, ServiceKey, Share, StringMatch, Subset, TrafficPolicy,
+    Mirror, OutlierDetection, Protocol, ServiceKey, Share, StringMatch, Subset, TrafficPolicy,
 };
 
 const HOST: &str = "web.shop.svc.cluster.local";
@@ -282,6 +282,64 @@ fn a_mirror_that_hangs_or_is_away_holds_up_nobody() {
             let dialled =
                 world.net.dialled.borrow().iter().filter(|(_, at)| at.to_string() == M).count();
             assert!((64..=200).contains(&dialled), "{dialled}: no more copies wait than may");
+        }
+    });
+}
+
+/// What a copy's endpoint does says as much about it as what it does for a request: its gRPC status,
+/// and that it does not answer in time.
+#[test]
+fn copies_count_for_outlier_detection_as_requests_do() {
+    run(async {
+        for hangs in [false, true] {
+            let grpc = |port| (port, Protocol::Grpc);
+            let web = service(("shop", "web"), "10.96.0.1", grpc(80), vec![endpoint(A, "v1")]);
+            let copies = vec![endpoint(M, ""), endpoint(B, "")];
+            let mirror = service(("shop", "mirror"), "10.96.0.2", grpc(80), copies);
+            let outlier = OutlierDetection {
+                consecutive_5xx: 2,
+                max_ejection_percent: 100,
+                base_ejection: Duration::from_secs(3600),
+                ..OutlierDetection::default()
+            };
+            let mut destination =
+                rule("mirror.shop.svc.cluster.local", &[], LoadBalancer::RoundRobin);
+            destination.policy.outlier = Some(Arc::new(outlier));
+            let routes = virtual_service("web", &[HOST], vec![mirroring(Share::ALL)]);
+            let pods = [client()];
+            let world =
+                World::new(snapshot(&pods, vec![web, mirror], vec![routes], vec![destination]));
+            // The bad one is the mirror's endpoint M: unavailable in words of gRPC, or silent.
+            let asked = Rc::new(RefCell::new(Vec::new()));
+            for (address, status) in [(A, "0"), (B, "0"), (M, "14")] {
+                let asked = asked.clone();
+                let handler = move |_| {
+                    asked.borrow_mut().push(address);
+                    async move {
+                        if hangs && address == M {
+                            std::future::pending::<()>().await;
+                        }
+                        let answer = Response::builder().header("grpc-status", status);
+                        answer.body(full("")).unwrap()
+                    }
+                };
+                world.listen(address, hyper(HttpVersion::Http2, handler));
+            }
+            let mut client = world.http2(VIP).await;
+            for _ in 0..10 {
+                let request = Request::post("http://web/shop.Web/Get")
+                    .header("content-type", "application/grpc")
+                    .body(full("message"));
+                let response = client.send_request(request.unwrap()).await.unwrap();
+                assert_eq!(response.headers()["grpc-status"], "0");
+                // Longer than a copy waits.
+                tokio::time::sleep(Duration::from_secs(if hangs { 31 } else { 1 })).await;
+            }
+            let asked = asked.borrow();
+            let of_mirror: Vec<_> = asked.iter().filter(|at| **at != A).collect();
+            assert_eq!(of_mirror.len(), 10);
+            let of_bad = of_mirror.iter().filter(|at| ***at == M).count();
+            assert_eq!(of_bad, 2, "then it is left out: {of_mirror:?}");
         }
     });
 }
