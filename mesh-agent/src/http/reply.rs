@@ -11,11 +11,14 @@ use super::body::ResponseBody;
 use super::error::HttpError;
 use super::headers;
 use super::plan::Ops;
+use super::retry::status_of_grpc;
 use crate::model::{DirectResponse, FaultAbort};
 use crate::telemetry::{RequestRecord, ResponseFlag};
 
 /// Tells a client that a limit was reached, and not the service.
 const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
+/// Bytes of a body that become `grpc-message`, each up to three there: clients take heads of 8 KiB.
+const MESSAGE: usize = 2048;
 
 /// Whom an answer is for, and what its route does to it.
 #[derive(Clone, Copy, Debug)]
@@ -33,41 +36,37 @@ pub(super) fn failure(
 ) -> Response<ResponseBody> {
     record.flag(error.flag());
     record.details(&error.details());
-    let body = error.body(retried);
-    let mut response = match to.grpc {
-        true => grpc_reply(grpc_code(error.status()), &body, to.ops, record),
-        false => plain(error.status(), body.into(), changed(HeaderMap::new(), to.ops), record),
-    };
+    let reply = Reply::new(error.status(), error.body(retried));
+    let mut response = reply.to(to, record);
     if error.flag() == ResponseFlag::UpstreamOverflow {
         response.headers_mut().insert(OVERLOADED, HeaderValue::from_static("true"));
     }
     response
 }
 
-/// `http[].fault.abort`, in Envoy's words.
+/// `http[].fault.abort`, in Envoy's words. Who does not speak gRPC gets the HTTP status that is meant
+/// by a `grpcStatus`.
 pub(super) fn fault(
     abort: FaultAbort,
     to: To<'_>,
     mut record: RequestRecord,
 ) -> Response<ResponseBody> {
-    const BODY: &str = "fault filter abort";
     record.flag(ResponseFlag::FaultInjected);
     record.details("fault_filter_abort");
-    match abort {
-        FaultAbort::Grpc(code) => grpc_reply(code, BODY, to.ops, record),
-        FaultAbort::Http(status) if to.grpc => {
-            grpc_reply(grpc_code(status), BODY, to.ops, record)
+    let (status, grpc) = match abort {
+        FaultAbort::Http(status) => (status, None),
+        FaultAbort::Grpc(code) => {
+            let status = StatusCode::from_u16(status_of_grpc(code));
+            (status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), Some(code))
         }
-        FaultAbort::Http(status) => {
-            plain(status, BODY.into(), changed(HeaderMap::new(), to.ops), record)
-        }
-    }
+    };
+    Reply { grpc, ..Reply::new(status, "fault filter abort") }.to(to, record)
 }
 
 /// A preflight that is answered here. Envoy's CORS filter does not have it pass the route.
 pub(super) fn preflight(headers: HeaderMap, mut record: RequestRecord) -> Response<ResponseBody> {
     record.details("cors_preflight");
-    plain(StatusCode::OK, Bytes::new(), headers, record)
+    Reply { headers, ..Reply::new(StatusCode::OK, Bytes::new()) }.plain(record)
 }
 
 /// `http[].directResponse`.
@@ -77,7 +76,7 @@ pub(super) fn direct(
     mut record: RequestRecord,
 ) -> Response<ResponseBody> {
     record.details("direct_response");
-    plain(direct.status, direct.body.clone(), changed(HeaderMap::new(), to.ops), record)
+    Reply::new(direct.status, direct.body.clone()).to(to, record)
 }
 
 /// `http[].redirect`.
@@ -88,59 +87,70 @@ pub(super) fn redirect(
     mut record: RequestRecord,
 ) -> Response<ResponseBody> {
     record.details("direct_response");
-    let mut headers = HeaderMap::new();
+    let mut reply = Reply::new(code, Bytes::new());
     if let Ok(location) = HeaderValue::from_str(location) {
-        headers.insert(LOCATION, location);
+        reply.headers.insert(LOCATION, location);
     }
-    plain(code, Bytes::new(), changed(headers, to.ops), record)
+    reply.to(to, record)
 }
 
-/// Headers as the route wants them. The length is not the route's to name.
-fn changed(mut headers: HeaderMap, ops: Ops<'_>) -> HeaderMap {
-    for ops in ops.into_iter().flatten() {
-        headers::apply(ops, &mut headers);
-    }
-    headers.remove(CONTENT_LENGTH);
-    headers
-}
-
-fn plain(
+/// What is to be said.
+struct Reply {
     status: StatusCode,
+    /// To who speaks gRPC; `None`: what the status means there.
+    grpc: Option<u16>,
     body: Bytes,
-    mut headers: HeaderMap,
-    mut record: RequestRecord,
-) -> Response<ResponseBody> {
-    record.status(status);
-    if !body.is_empty() {
-        headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("text/plain"));
-    }
-    headers::name_server(&mut headers);
-    let mut response = Response::new(ResponseBody::here(body, record));
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    response
+    headers: HeaderMap,
 }
 
-/// Trailers only: HTTP 200, the status in the head.
-fn grpc_reply(
-    code: u16,
-    message: &str,
-    ops: Ops<'_>,
-    mut record: RequestRecord,
-) -> Response<ResponseBody> {
-    let mut headers = changed(HeaderMap::new(), ops);
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    // As in Envoy, the route may have named another status.
-    let status = headers.entry("grpc-status").or_insert_with(|| HeaderValue::from(code));
-    record.status(StatusCode::OK);
-    record.grpc_status(status);
-    if let Ok(message) = HeaderValue::from_str(&percent_encoded(message)) {
-        headers.entry("grpc-message").or_insert(message);
+impl Reply {
+    fn new(status: StatusCode, body: impl Into<Bytes>) -> Self {
+        Self { status, grpc: None, body: body.into(), headers: HeaderMap::new() }
     }
-    headers::name_server(&mut headers);
-    let mut response = Response::new(ResponseBody::here(Bytes::new(), record));
-    *response.headers_mut() = headers;
-    response
+
+    fn to(mut self, to: To<'_>, record: RequestRecord) -> Response<ResponseBody> {
+        for ops in to.ops.into_iter().flatten() {
+            headers::apply(ops, &mut self.headers);
+        }
+        // Not the route's to name.
+        self.headers.remove(CONTENT_LENGTH);
+        if to.grpc { self.trailers_only(record) } else { self.plain(record) }
+    }
+
+    fn plain(mut self, mut record: RequestRecord) -> Response<ResponseBody> {
+        record.status(self.status);
+        if !self.body.is_empty() {
+            self.headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("text/plain"));
+        }
+        self.sent(record)
+    }
+
+    /// HTTP 200, gRPC's status in the head, and the body as its message.
+    fn trailers_only(mut self, mut record: RequestRecord) -> Response<ResponseBody> {
+        let code = self.grpc.unwrap_or_else(|| grpc_code(self.status));
+        self.status = StatusCode::OK;
+        self.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        // As in Envoy, the route may have named another one.
+        let status = self.headers.entry("grpc-status").or_insert_with(|| code.into());
+        record.status(self.status);
+        record.grpc_status(status);
+        let body = std::mem::take(&mut self.body);
+        let message = percent_encoded(body.get(..MESSAGE).unwrap_or(&body));
+        if !body.is_empty()
+            && let Ok(message) = HeaderValue::from_str(&message)
+        {
+            self.headers.entry("grpc-message").or_insert(message);
+        }
+        self.sent(record)
+    }
+
+    fn sent(mut self, record: RequestRecord) -> Response<ResponseBody> {
+        headers::name_server(&mut self.headers);
+        let mut response = Response::new(ResponseBody::here(self.body, record));
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers;
+        response
+    }
 }
 
 /// Envoy's `httpToGrpcStatus`.
@@ -156,12 +166,12 @@ fn grpc_code(status: StatusCode) -> u16 {
 }
 
 /// As gRPC wants `grpc-message`: printable ASCII but `%` stays (gRPC over HTTP/2, "Responses").
-fn percent_encoded(message: &str) -> String {
+fn percent_encoded(message: &[u8]) -> String {
     let mut encoded = String::with_capacity(message.len());
-    for byte in message.bytes() {
-        match byte {
-            b' '..=b'$' | b'&'..=b'~' => encoded.push(char::from(byte)),
-            _ => encoded.push_str(&format!("%{byte:02X}")),
+    for byte in message {
+        match *byte {
+            byte @ (b' '..=b'$' | b'&'..=b'~') => encoded.push(char::from(byte)),
+            byte => encoded.push_str(&format!("%{byte:02X}")),
         }
     }
     encoded
@@ -180,6 +190,6 @@ mod tests {
 
     #[test]
     fn messages_are_percent_encoded() {
-        assert_eq!(percent_encoded("100 % é\n"), "100 %25 %C3%A9%0A");
+        assert_eq!(percent_encoded("100 % é\n".as_bytes()), "100 %25 %C3%A9%0A");
     }
 }

@@ -103,7 +103,7 @@ fn of_grpc(status: u16) -> RetryOn {
     }
 }
 
-/// The HTTP status that outlier detection takes a `grpc-status` for (Envoy's `grpcToHttpStatus`).
+/// The HTTP status that a `grpc-status` means (Envoy's `grpcToHttpStatus`).
 pub(super) fn status_of_grpc(status: u16) -> u16 {
     match status {
         0 => 200,

@@ -14,8 +14,9 @@ use super::routing::{forward, forwarding, virtual_service};
 use super::*;
 use crate::balance::fixture::{endpoint, rule, service, snapshot};
 use crate::model::{
-    ConnectionPool, Cors, Fault, FaultAbort, Forward, HashCookie, HashKey, HttpRule, LoadBalancer,
-    Mirror, OutlierDetection, Protocol, ServiceKey, Share, StringMatch, Subset, TrafficPolicy,
+    Action, ConnectionPool, Cors, DirectResponse, Fault, FaultAbort, Forward, HashCookie, HashKey,
+    HttpRule, LoadBalancer, Mirror, OutlierDetection, Protocol, ServiceKey, Share, StringMatch,
+    Subset, TrafficPolicy,
 };
 
 const HOST: &str = "web.shop.svc.cluster.local";
@@ -112,14 +113,48 @@ fn an_abort_comes_before_a_missing_destination() {
     });
 }
 
+/// As of Envoy's local replies, who speaks gRPC gets trailers only, and who does not gets HTTP.
 #[test]
-fn a_grpc_abort_is_an_answer_of_trailers_only() {
+fn a_grpc_abort_is_told_to_each_in_its_own_words() {
     run(async {
         let world = faulty(None, Some((FaultAbort::Grpc(14), Share::ALL)));
-        let response = world.http1(VIP).await.send_request(get("web", "/")).await.unwrap();
+        let mut client = world.http1(VIP).await;
+        let mut request = get("web", "/");
+        request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+        let response = client.send_request(request).await.unwrap();
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["grpc-status"], "14");
         assert_eq!(response.headers()["grpc-message"], "fault filter abort");
+        assert_eq!(text(response).await, "");
+        client.ready().await.unwrap();
+        let response = client.send_request(get("web", "/")).await.unwrap();
+        assert_eq!(response.status(), 503);
+        assert!(!response.headers().contains_key("grpc-status"));
+        assert_eq!(text(response).await, "fault filter abort");
+        assert_eq!(world.counted(), ["200 FI 1", "503 FI 1"]);
+    });
+}
+
+#[test]
+fn direct_responses_are_told_to_each_in_its_own_words() {
+    run(async {
+        for (status, code) in [(503, "14"), (404, "12"), (200, "2")] {
+            let body = Bytes::from_static(b"closed for today");
+            let status = StatusCode::from_u16(status).unwrap();
+            let action = Action::Direct(DirectResponse { status, body });
+            let rule_of = HttpRule { action, ..forwarding(to_web()) };
+            let world = mesh(rule_of, TrafficPolicy::default());
+            assert_eq!(world.get(VIP, "web", "/").await, (status, "closed for today".to_owned()));
+            let request = Request::post("http://web/shop.Web/Get")
+                .header("content-type", "application/grpc")
+                .body(full("message"));
+            let response = world.http2(VIP).await.send_request(request.unwrap()).await.unwrap();
+            assert_eq!(response.status(), 200);
+            assert_eq!(response.headers()["content-type"], "application/grpc");
+            assert_eq!(response.headers()["grpc-status"], code);
+            assert_eq!(response.headers()["grpc-message"], "closed for today");
+            assert_eq!(text(response).await, "");
+        }
     });
 }
 
@@ -625,8 +660,7 @@ fn a_connection_that_is_too_old_is_not_used_again() {
             };
             let only_a = forward(&[("web", Some("v1"), 1)]);
             let world = mesh(forwarding(only_a), pooled(pool));
-            let version =
-                if upgrade_to_http2 { HttpVersion::Http2 } else { HttpVersion::Http1 };
+            let version = if upgrade_to_http2 { HttpVersion::Http2 } else { HttpVersion::Http1 };
             let handler = |request: Request<Incoming>| async move {
                 let seconds: u64 = request.uri().path()[1..].parse().unwrap();
                 tokio::time::sleep(Duration::from_secs(seconds)).await;
