@@ -142,8 +142,7 @@ impl<C: Connect> Attempts<'_, '_, C> {
         };
         let mut tried: Vec<SocketAddr> = Vec::new();
         let mut number = 0;
-        // A retry counts until its attempt has ended.
-        let mut _retrying = None;
+        let mut retrying: Option<InFlight> = None;
         loop {
             number += 1;
             let picked = self.pick(&tried);
@@ -152,6 +151,8 @@ impl<C: Connect> Attempts<'_, '_, C> {
             record.upstream(&endpoint, engine.client.mutual_tls(&endpoint));
             headers::attempt(request.headers_mut(), number, timeout);
             let ended = self.attempt(request, &endpoint, active, deadline).await;
+            // A retry counts until its attempt has ended: the next one may need its place.
+            drop(retrying.take());
             let wanted = ended.outcome().filter(|outcome| retry::wanted(policy, *outcome));
             let Some(outcome) = wanted else { return ended.into_result(number) };
             let next = match number <= policy.attempts {
@@ -163,8 +164,8 @@ impl<C: Connect> Attempts<'_, '_, C> {
                     None
                 }
             };
-            let Some((retrying, again)) = next else { return ended.into_result(number) };
-            _retrying = retrying;
+            let Some((place, again)) = next else { return ended.into_result(number) };
+            retrying = place;
             request = match (ended, again) {
                 (_, Some(again)) => again,
                 (Ended::Failure { unsent: Some(unsent), .. }, None) => *unsent,
@@ -300,7 +301,7 @@ impl<C: Connect> Attempts<'_, '_, C> {
 }
 
 /// What outlier detection takes an answer for: gRPC's status counts where it is in the head.
-fn status_of(response: &Response<Incoming>) -> u16 {
+pub(super) fn status_of(response: &Response<Incoming>) -> u16 {
     let grpc = grpc_status(response.headers()).and_then(|value| value.to_str().ok()?.parse().ok());
     grpc.map_or(response.status().as_u16(), retry::status_of_grpc)
 }

@@ -15,6 +15,7 @@ use http::{Method, Request, Response};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -69,6 +70,13 @@ enum Seat {
     Old(Box<Http1>),
     /// One to be opened, at this place, which counts as pending until it is open.
     New(Option<(Place, PendingPermit)>),
+}
+
+/// How an HTTP/2 request comes to a connection.
+enum Way {
+    /// It opens one, at this place.
+    Open(Place),
+    There(Box<(Http2, StreamGuard)>),
 }
 
 /// A response's head with its body to come, and what it holds.
@@ -227,14 +235,10 @@ impl<C: Connect> Client<C> {
         }
         let place = match target.limits {
             None => None,
-            Some(limits) => {
-                let limited = self.pool.limited(key);
-                match open_permit(limits, limited.is_empty()) {
-                    Some(permit) => Some(Place::new(limited, permit)),
-                    // Streams queue on a connection that is there.
-                    None => return shared.queue(Terms::of(target.pool)).ok_or(ConnectError::Limit),
-                }
-            }
+            Some(limits) => match self.http2_place(target, key, (shared, limits)).await {
+                Way::Open(place) => Some(place),
+                Way::There(found) => return Ok(*found),
+            },
         };
         match self.open_http2(target, place, Rc::downgrade(shared)).await {
             Ok(connection) => Ok(shared.add(connection)),
@@ -242,6 +246,26 @@ impl<C: Connect> Client<C> {
                 shared.fail(&error);
                 Err(error)
             }
+        }
+    }
+
+    /// Under a limit: leave for one more connection, or a stream on one that is there. Where all that
+    /// count take no more streams, it waits until one of them has gone.
+    async fn http2_place(
+        &self,
+        target: &Target<'_>,
+        key: &PoolKey,
+        (shared, limits): (&Rc<Shared>, &Connections),
+    ) -> Way {
+        let limited = self.pool.limited(key);
+        loop {
+            if let Some(permit) = open_permit(limits, limited.is_empty()) {
+                return Way::Open(Place::new(limited, permit));
+            }
+            if let Some(found) = shared.queue(Terms::of(target.pool)) {
+                return Way::There(Box::new(found));
+            }
+            limited.freed.notified().await;
         }
     }
 
@@ -289,7 +313,8 @@ impl<C: Connect> Client<C> {
             }
         });
         let (terms, place) = (Terms::of(target.pool), place.map(|(place, _)| place));
-        Ok(Http1 { sender, upgraded, wanted, retired, terms, place, served: 0 })
+        let opened = Instant::now();
+        Ok(Http1 { sender, upgraded, wanted, retired, terms, place, served: 0, opened })
     }
 
     async fn open_http2(
@@ -321,7 +346,7 @@ impl<C: Connect> Client<C> {
             }
             watched.closed.set(true);
         });
-        Ok(Http2 { sender, load, _place: place.map(Rc::new) })
+        Ok(Http2 { sender, load, place: place.map(Rc::new) })
     }
 }
 

@@ -128,16 +128,17 @@ pub(super) fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// `set`, then `add`, then `remove`.
+/// `remove`, then `set`, then `add`: Envoy's `HeaderParser` removes first, so that what is put in the
+/// place of a header stays.
 pub(super) fn apply(ops: &HeaderOps, headers: &mut HeaderMap) {
+    for name in &ops.remove {
+        headers.remove(name);
+    }
     for edit in &ops.set {
         headers.insert(&edit.name, edit.value.clone());
     }
     for edit in &ops.add {
         headers.append(&edit.name, edit.value.clone());
-    }
-    for name in &ops.remove {
-        headers.remove(name);
     }
 }
 
@@ -272,19 +273,20 @@ mod tests {
     }
 
     #[test]
-    fn set_then_add_then_remove() {
+    fn remove_then_set_then_add() {
         let edit = |name: &'static str, value: &'static str| HeaderEdit {
             name: HeaderName::from_static(name),
             value: HeaderValue::from_static(value),
         };
         let ops = HeaderOps {
             set: vec![edit("a", "new"), edit("d", "set")],
-            add: vec![edit("a", "more"), edit("b", "first")],
-            remove: vec![HeaderName::from_static("c"), HeaderName::from_static("d")],
+            add: vec![edit("a", "more"), edit("b", "first"), edit("e", "only")],
+            remove: ["c", "d", "e"].map(HeaderName::from_static).into(),
         };
-        let mut headers = map(&[("a", "1"), ("a", "2"), ("b", "0"), ("c", "gone")]);
+        let found = [("a", "1"), ("a", "2"), ("b", "0"), ("c", "gone"), ("d", "0"), ("e", "0")];
+        let mut headers = map(&found);
         apply(&ops, &mut headers);
-        assert_eq!(text(&headers), "a: more\na: new\nb: 0\nb: first");
+        assert_eq!(text(&headers), "a: more\na: new\nb: 0\nb: first\nd: set\ne: only");
     }
 
     #[test]

@@ -97,6 +97,11 @@ async fn answer(
 ) {
     let mut responding = Box::pin(responding);
     let response = poll_fn(|cx| {
+        // First: a body that breaks off with the stream fails at its endpoint. An error here is a
+        // connection that is gone.
+        if reply.poll_reset(cx).is_ready() {
+            return Poll::Ready(None);
+        }
         let responded = responding.as_mut().poll(cx);
         // Also those that came together with the final one.
         while let Poll::Ready((status, headers)) = early.poll_take(cx) {
@@ -107,11 +112,7 @@ async fn answer(
                 tracing::debug!(%error, "informational response not sent");
             }
         }
-        if let Poll::Ready(response) = responded {
-            return Poll::Ready(Some(response));
-        }
-        // An error here is a connection that is gone.
-        reply.poll_reset(cx).map(|_reset| None)
+        responded.map(Some)
     });
     let Some(response) = response.await else { return };
     drop(responding);

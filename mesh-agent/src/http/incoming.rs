@@ -1,5 +1,6 @@
 //! A body as it comes from a connection, of either version of HTTP.
 
+use std::io::ErrorKind;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -35,6 +36,18 @@ pub(super) enum IncomingError {
 }
 
 impl IncomingError {
+    /// Whether an HTTP/1 connection ended in the middle of the body. A body that is not legal leaves it
+    /// open.
+    pub(super) fn is_end_of_connection(&self) -> bool {
+        let Self::Http1(error) = self else { return false };
+        let cause = std::error::Error::source(error);
+        let cause = cause.and_then(|cause| cause.downcast_ref::<std::io::Error>());
+        // What is wrong with chunks is `InvalidInput` or `InvalidData` to hyper.
+        cause.is_some_and(|cause| {
+            !matches!(cause.kind(), ErrorKind::InvalidInput | ErrorKind::InvalidData)
+        })
+    }
+
     /// How the other side's stream is to be reset: with what this side was told, but never with
     /// "no error", which would make a broken body look whole.
     pub(super) fn reason(&self) -> Reason {

@@ -14,12 +14,16 @@ use std::time::Duration;
 use http::Request;
 use http::request::Parts;
 use http_body::{Body as _, SizeHint};
+use tokio::time::{Instant, timeout_at};
 
+use super::attempts::status_of;
 use super::client::{SendError, Target};
 use super::connect::{Connect, ConnectError};
 use super::early::Early;
 use super::engine::{ConnectionFacts, Engine};
+use super::error::HttpError;
 use super::form;
+use super::incoming::IncomingError;
 use super::outbound::Flow;
 use super::plan::{Destination, named_service, upstream_version};
 use super::replay::{Copied, Tap, copy};
@@ -123,10 +127,7 @@ impl<C: Connect> Copies<C> {
             let tasks = errand.engine.shared.tasks.clone();
             tasks.spawn_local(async move {
                 let _place = place;
-                let carried = errand.carry(&mirror, parts, body);
-                if tokio::time::timeout(errand.timeout, carried).await.is_err() {
-                    tracing::debug!(mirror = %mirror.host, "copy of a request not taken in time");
-                }
+                errand.carry(&mirror, parts, body).await;
             });
         }
         taps
@@ -161,19 +162,36 @@ impl<C: Connect> Errand<C> {
             limits: limits.as_ref(),
         };
         let request = Request::from_parts(parts, body);
-        match self.engine.shared.client.send(&to, request, &Early::default()).await {
-            Ok((response, lease)) => {
-                picked.active.answered(response.status().as_u16());
-                let mut body = response.into_body();
-                while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-                    if frame.is_err() {
-                        return;
-                    }
+        let end = Instant::now() + self.timeout;
+        let early = Early::default();
+        let sending = self.engine.shared.client.send(&to, request, &early);
+        let (response, lease) = match timeout_at(end, sending).await {
+            Ok(Ok(answer)) => answer,
+            // Ours: no connection could be tried, or the copy broke off with its original.
+            Ok(Err(
+                SendError::Connect(ConnectError::Local(_) | ConnectError::Limit, _)
+                | SendError::Failed(HttpError::Local),
+            )) => return,
+            Ok(Err(_)) => return picked.active.unanswered(),
+            Err(_) => {
+                tracing::debug!(mirror = %mirror.host, "copy of a request not answered in time");
+                // As for any request, its time would begin with the body's end.
+                if progress.is_done() {
+                    picked.active.unanswered();
                 }
-                lease.release(progress.is_done());
+                return;
             }
-            Err(SendError::Connect(ConnectError::Local(_) | ConnectError::Limit, _)) => {}
-            Err(_) => picked.active.unanswered(),
+        };
+        picked.active.answered(status_of(&response));
+        let mut body = response.into_body();
+        let read = async {
+            while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+                frame?;
+            }
+            Ok::<_, IncomingError>(())
+        };
+        if let Ok(Ok(())) = timeout_at(end, read).await {
+            lease.release(progress.is_done());
         }
     }
 }

@@ -13,8 +13,8 @@
 //! (connections, streams) is never used for another's.
 //!
 //! Limits: header names are sent in lower case, `CONNECT` on an HTTP/2 connection (RFC 8441 too) is
-//! refused. Half-close is honoured, so an HTTP/1 client that goes away while it
-//! waits is noticed when its response is written.
+//! refused. An HTTP/1 client that goes away is noticed at once, but not while bytes of it wait here that
+//! nobody reads yet: of its next request, or of a body that its endpoint does not take.
 
 mod attempts;
 mod body;

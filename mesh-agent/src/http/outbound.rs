@@ -26,7 +26,8 @@ use super::form::{self, Origin};
 use super::incoming::Incoming;
 use super::mirror::Copies;
 use super::plan::{Decided, Decision, Destination, Plan, decide};
-use super::pool::Lease;
+use super::pool::{Http1, Lease};
+use super::reply::To;
 use super::request_body::{Gate, RequestBody};
 use super::router::Head;
 use super::serve::{Connection, HttpVersion};
@@ -83,24 +84,21 @@ pub(super) async fn respond<C: Connect>(
         (_, HttpVersion::Http2, &Method::CONNECT) => Decision::Fail(HttpError::Local).into(),
         _ => decide(&live, connection, &head, (leaves, draws), &mut record),
     };
-    let mut response = match decided.decision {
-        Decision::Fail(error) => reply::failure(&error, false, grpc, record),
-        Decision::Redirect(location, code, ops) => reply::redirect(&location, code, ops, record),
-        Decision::Direct(direct, ops) => reply::direct(direct, ops, record),
-        Decision::Preflight(headers, fault) => match injected(engine, fault, grpc, record).await {
-            Ok(record) => reply::preflight(headers, record),
-            Err(response) => *response,
-        },
-        Decision::Forward(plan) => match injected(engine, plan.fault, grpc, record).await {
-            Ok(record) => {
+    let to = To { grpc, ops: decided.response_ops };
+    let mut response = match injected(engine, decided.fault, to, record).await {
+        Err(response) => *response,
+        Ok(record) => match decided.decision {
+            Decision::Fail(error) => reply::failure(&error, false, to, record),
+            Decision::Redirect(location, code) => reply::redirect(&location, code, to, record),
+            Decision::Direct(direct) => reply::direct(direct, to, record),
+            Decision::Preflight(headers) => reply::preflight(headers, record),
+            Decision::Forward(plan) => {
                 // HTTP/1.0 has none: nobody takes them.
                 let none = Early::default();
                 let early = if parts.version == Version::HTTP_10 { &none } else { early };
-                let flow =
-                    Flow { engine, connection, live: &live, plan: &plan, switch, grpc, early };
+                let flow = Flow { engine, connection, live: &live, plan: &plan, switch, to, early };
                 flow.forward(Request::from_parts(parts, body), authority, record, room).await
             }
-            Err(response) => *response,
         },
     };
     if let Some((policy, origin)) = decided.cors {
@@ -120,7 +118,7 @@ pub(super) async fn respond<C: Connect>(
 async fn injected<C: Connect>(
     engine: &Engine<C>,
     fault: Option<&Fault>,
-    grpc: bool,
+    to: To<'_>,
     mut record: RequestRecord,
 ) -> Result<RequestRecord, Box<Response<ResponseBody>>> {
     let Some(fault) = fault else { return Ok(record) };
@@ -131,7 +129,7 @@ async fn injected<C: Connect>(
         tokio::time::sleep(delay).await;
     }
     match rolled.abort {
-        Some(abort) => Err(Box::new(reply::fault(abort, grpc, record))),
+        Some(abort) => Err(Box::new(reply::fault(abort, to, record))),
         None => Ok(record),
     }
 }
@@ -168,7 +166,8 @@ pub(super) struct Flow<'a, C: Connect> {
     pub(super) live: &'a Arc<Live>,
     pub(super) plan: &'a Plan<'a>,
     switch: Switch,
-    grpc: bool,
+    /// Whom answers are for.
+    to: To<'a>,
     /// Where informational responses go.
     pub(super) early: &'a Early,
 }
@@ -183,16 +182,16 @@ impl<C: Connect> Flow<'_, C> {
     ) -> Response<ResponseBody> {
         let (mut parts, body) = request.into_parts();
         let gate = self.gate(&mut parts);
-        let mut body = RequestBody::new(body, gate.clone(), &self.connection.last);
+        let mut body = RequestBody::new(body, gate.clone(), &self.connection.ending);
         let progress = body.progress();
         if self.prepared(&mut parts, authority).is_none() {
-            return reply::failure(&HttpError::Local, false, self.grpc, record);
+            return reply::failure(&HttpError::Local, false, self.to, record);
         }
         let balancer = self.balancer();
         let in_flight = match &balancer {
             Some(balancer) => match balancer.admit() {
                 Some(in_flight) => Some(in_flight),
-                None => return reply::failure(&HttpError::Overflow, false, self.grpc, record),
+                None => return reply::failure(&HttpError::Overflow, false, self.to, record),
             },
             None => None,
         };
@@ -219,7 +218,7 @@ impl<C: Connect> Flow<'_, C> {
                     gave_up.error = HttpError::Malformed;
                 }
                 record.received(progress.bytes());
-                reply::failure(&gave_up.error, gave_up.attempts > 1, self.grpc, record)
+                reply::failure(&gave_up.error, gave_up.attempts > 1, self.to, record)
             }
             Ok(answer) => {
                 let held = Held {
@@ -247,7 +246,7 @@ impl<C: Connect> Flow<'_, C> {
     ) -> Option<Spare> {
         // After a change of protocol there is no second attempt, and no copy.
         let ordinary = self.switch == Switch::No;
-        let keep = ordinary && retry::keeps(self.plan.retries, self.grpc);
+        let keep = ordinary && retry::keeps(self.plan.retries, self.to.grpc, self.plan.version);
         let copies = match self.plan.mirrors {
             [] => None,
             _ => ordinary.then(|| Copies::of(self)).flatten(),
@@ -345,7 +344,7 @@ impl<C: Connect> Flow<'_, C> {
         if !self.plan.untouched {
             headers::answered(&mut head.headers, since.elapsed());
         }
-        for ops in self.plan.response_ops.into_iter().flatten() {
+        for ops in self.to.ops.into_iter().flatten() {
             headers::apply(ops, &mut head.headers);
         }
         if let Some(cookie) = &self.plan.key.cookie {
@@ -358,7 +357,8 @@ impl<C: Connect> Flow<'_, C> {
         let body = match (switched, held.lease.take()) {
             (true, Some(Lease::Http1(_, _, connection))) => {
                 held.deadline = None;
-                let handover = Handover { upstream: connection.upgraded, held };
+                let Http1 { upgraded, place, .. } = connection;
+                let handover = Handover { upstream: upgraded, held, _place: place };
                 *self.connection.handover.borrow_mut() = Some(handover);
                 ResponseBody::empty()
             }

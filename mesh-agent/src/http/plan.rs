@@ -36,12 +36,13 @@ pub(super) enum Destination<'a> {
     Dialled,
 }
 
+/// What a rule does to headers: the route's, then the destination's.
+pub(super) type Ops<'a> = [Option<&'a HeaderOps>; 2];
+
 /// Everything that the rule says about a request that goes on.
 pub(super) struct Plan<'a> {
     pub(super) destination: Destination<'a>,
-    /// The route's, then the destination's.
-    pub(super) request_ops: [Option<&'a HeaderOps>; 2],
-    pub(super) response_ops: [Option<&'a HeaderOps>; 2],
+    pub(super) request_ops: Ops<'a>,
     pub(super) path: Option<PathAndQuery>,
     pub(super) authority: Option<&'a HeaderValue>,
     pub(super) timeout: Option<Duration>,
@@ -50,7 +51,6 @@ pub(super) struct Plan<'a> {
     pub(super) mirrors: &'a [Mirror],
     /// The service port that the client addressed.
     pub(super) addressed: u16,
-    pub(super) fault: Option<&'a Fault>,
     /// The request's key under consistent hashing.
     pub(super) key: Key,
     pub(super) version: HttpVersion,
@@ -61,10 +61,10 @@ pub(super) struct Plan<'a> {
 /// What was decided about a request's head.
 pub(super) enum Decision<'a> {
     Forward(Box<Plan<'a>>),
-    /// CORS: answered here with these headers, after the fault.
-    Preflight(HeaderMap, Option<&'a Fault>),
-    Redirect(String, StatusCode, &'a HeaderOps),
-    Direct(&'a DirectResponse, &'a HeaderOps),
+    /// CORS: answered here with these headers.
+    Preflight(HeaderMap),
+    Redirect(String, StatusCode),
+    Direct(&'a DirectResponse),
     Fail(HttpError),
 }
 
@@ -73,17 +73,22 @@ pub(super) enum Decision<'a> {
 const BLOCK_ALL: &str = "block_all";
 static BLOCKED: DirectResponse =
     DirectResponse { status: StatusCode::BAD_GATEWAY, body: Bytes::new() };
-static NOTHING: HeaderOps = HeaderOps { set: Vec::new(), add: Vec::new(), remove: Vec::new() };
 
-/// What was decided, and how the answer is marked for pages of another origin.
+/// What was decided, and what comes before and after it.
 pub(super) struct Decided<'a> {
     pub(super) decision: Decision<'a>,
+    /// What befalls the request first, also one whose destination is missing.
+    pub(super) fault: Option<&'a Fault>,
+    /// What is done to the answer, whoever makes it: Envoy has its local replies pass the route's
+    /// `finalizeResponseHeaders`.
+    pub(super) response_ops: Ops<'a>,
+    /// How the answer is marked for pages of another origin.
     pub(super) cors: Option<(&'a Cors, HeaderValue)>,
 }
 
 impl<'a> From<Decision<'a>> for Decided<'a> {
     fn from(decision: Decision<'a>) -> Self {
-        Self { decision, cors: None }
+        Self { decision, fault: None, response_ops: [None; 2], cors: None }
     }
 }
 
@@ -100,7 +105,7 @@ pub(super) fn decide<'a>(
     let Some(host) = found else {
         if snapshot.blocks(facts.destination) {
             record.route(BLOCK_ALL, None);
-            return Decision::Direct(&BLOCKED, &NOTHING).into();
+            return Decision::Direct(&BLOCKED).into();
         }
         let plan = Plan::to(Destination::Dialled, connection.version);
         return Decision::Forward(Box::new(Plan { untouched: true, ..plan })).into();
@@ -119,7 +124,8 @@ pub(super) fn decide<'a>(
     let (addressed, port) = (host.service, host.port);
     let limits = Limits { live, source: &facts.source, head, addressed, port, rule };
     if !limits.let_in(record) {
-        return Decision::Fail(HttpError::RateLimited).into();
+        let response_ops = [rule.map(|rule| &rule.response_headers), None];
+        return Decided { response_ops, ..Decision::Fail(HttpError::RateLimited).into() };
     }
     let matched = match route {
         Route::NoRule => return Decision::Fail(HttpError::NoRoute).into(),
@@ -133,6 +139,19 @@ pub(super) fn decide<'a>(
         }
         Route::Rule(rule, entry) => Matched { rule, entry },
     };
+    by_rule(snapshot, connection, (&host, &matched), (upgrade, draws), (&limits, record))
+}
+
+/// What a rule says about a request that it is for.
+fn by_rule<'a>(
+    snapshot: &'a Snapshot,
+    connection: &Connection,
+    (host, matched): (&VirtualHost<'a>, &Matched<'a>),
+    (upgrade, draws): (bool, &Draws),
+    (limits, record): (&Limits<'_>, &mut RequestRecord),
+) -> Decided<'a> {
+    let (facts, head) = (&connection.facts, limits.head);
+    let fault = matched.rule.fault.as_deref();
     let verdict = matched
         .rule
         .cors
@@ -140,27 +159,41 @@ pub(super) fn decide<'a>(
         .map(|policy| (policy, cors::judge(policy, head.method, head.headers)));
     let cors = match verdict {
         Some((_, Verdict::Preflight(headers))) => {
-            return Decision::Preflight(headers, matched.rule.fault.as_deref()).into();
+            return Decided { fault, ..Decision::Preflight(headers).into() };
         }
         Some((policy, Verdict::Allowed(origin))) => Some((policy, origin)),
         _ => None,
     };
-    let decision = match &matched.rule.action {
+    let of_route = Some(&matched.rule.response_headers);
+    let only_routes =
+        |decision: Decision<'a>| Decided { response_ops: [of_route, None], ..decision.into() };
+    let decided = match &matched.rule.action {
         Action::Redirect(redirect) => {
             // A client that names no host (HTTP/1.0) knows the address.
             let dialled = facts.destination.to_string();
             let authority = Some(head.authority).filter(|named| !named.is_empty());
             let head = Head { authority: authority.unwrap_or(&dialled), ..*head };
             let location = redirect::location(redirect, matched.entry, &head, host.port);
-            Decision::Redirect(location, redirect.code, &matched.rule.response_headers)
+            only_routes(Decision::Redirect(location, redirect.code))
         }
-        Action::Direct(direct) => Decision::Direct(direct, &matched.rule.response_headers),
+        Action::Direct(direct) => only_routes(Decision::Direct(direct)),
         Action::Forward(to) => {
-            let plan = planned(snapshot, connection, head, (&host, &matched, to), draws);
-            forward(plan, connection, upgrade, &limits, record)
+            let chosen = chosen(snapshot, facts, head, (to, host), draws);
+            let of_destination = chosen.as_ref().ok().map(|(to, _)| &to.response_headers);
+            let plan = chosen.and_then(|chosen| {
+                planned(snapshot, connection, head, (host, matched, to, chosen), draws)
+            });
+            let decision = forward(plan, connection, upgrade, limits, record);
+            // A limit of where the request goes comes before the fault, too.
+            let limited = matches!(decision, Decision::Fail(HttpError::RateLimited));
+            Decided {
+                fault: fault.filter(|_| !limited),
+                response_ops: [of_route, of_destination],
+                ..decision.into()
+            }
         }
     };
-    Decided { decision, cors }
+    Decided { cors, ..decided }
 }
 
 /// A plan in the version that its destination speaks.
@@ -196,11 +229,15 @@ fn planned<'a>(
     snapshot: &'a Snapshot,
     connection: &Connection,
     head: &Head<'_>,
-    (host, matched, forward): (&VirtualHost<'a>, &Matched<'a>, &'a Forward),
+    (host, matched, forward, (chosen, key)): (
+        &VirtualHost<'a>,
+        &Matched<'a>,
+        &'a Forward,
+        Chosen<'a>,
+    ),
     draws: &Draws,
 ) -> Result<Plan<'a>, HttpError> {
     let facts = &connection.facts;
-    let (chosen, key) = chosen(snapshot, facts, head, (forward, host), draws)?;
     let destination = routed(snapshot, facts, chosen, (host, head))?;
     let path = match &forward.rewrite.path {
         Some(path) => {
@@ -210,18 +247,19 @@ fn planned<'a>(
     };
     Ok(Plan {
         request_ops: [Some(&matched.rule.request_headers), Some(&chosen.request_headers)],
-        response_ops: [Some(&matched.rule.response_headers), Some(&chosen.response_headers)],
         path,
         authority: forward.rewrite.authority.as_ref().or(chosen.authority.as_ref()),
         timeout: headers::timeout(forward.timeout, head.headers),
         retries: &forward.retries,
         mirrors: &forward.mirrors,
         addressed: host.port,
-        fault: matched.rule.fault.as_deref(),
         key: key.unwrap_or_else(|| key_at(destination, facts, head, draws)),
         ..Plan::to(destination, connection.version)
     })
 }
+
+/// One of weighted destinations, and the request's key if that chose it.
+type Chosen<'a> = (&'a WeightedDestination, Option<Key>);
 
 /// Chooses among weighted destinations. Where the policy of the first one hashes, the request's key
 /// decides (a sticky canary), else a draw does.
@@ -231,7 +269,7 @@ fn chosen<'a>(
     head: &Head<'_>,
     (forward, host): (&'a Forward, &VirtualHost<'a>),
     draws: &Draws,
-) -> Result<(&'a WeightedDestination, Option<Key>), HttpError> {
+) -> Result<Chosen<'a>, HttpError> {
     if let [first, _, ..] = &*forward.destinations
         && let Ok(to) = routed(snapshot, facts, first, (host, head))
     {
@@ -347,14 +385,12 @@ impl<'a> Plan<'a> {
         Self {
             destination,
             request_ops: [None; 2],
-            response_ops: [None; 2],
             path: None,
             authority: None,
             timeout: None,
             retries: &RETRIES,
             mirrors: &[],
             addressed: 0,
-            fault: None,
             key: Key::default(),
             version,
             untouched: false,

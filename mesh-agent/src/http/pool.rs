@@ -55,6 +55,8 @@ pub(super) struct Terms {
     idle: Duration,
     /// Requests that it may serve; 0: any number.
     requests: u32,
+    /// How old it may get, for further requests; `None`: any age.
+    age: Option<Duration>,
 }
 
 /// A connection's place among those of a limited upstream. Dropped, it makes room for who waits.
@@ -87,6 +89,7 @@ pub(super) struct Http1 {
     pub(super) place: Option<Place>,
     /// Requests that it has been given.
     pub(super) served: u32,
+    pub(super) opened: Instant,
 }
 
 /// A byte stream after an upgrade, and what was read of it already.
@@ -100,7 +103,7 @@ pub(super) struct Upgraded {
 pub(super) struct Http2 {
     pub(super) sender: SendRequest<Bytes>,
     pub(super) load: Rc<Load>,
-    pub(super) _place: Option<Rc<Place>>,
+    pub(super) place: Option<Rc<Place>>,
 }
 
 /// How busy an HTTP/2 connection is.
@@ -115,6 +118,7 @@ pub(super) struct Load {
     idle_since: Cell<Instant>,
     terms: Cell<Terms>,
     served: Cell<u32>,
+    opened: Instant,
 }
 
 /// One stream's place on an HTTP/2 connection. Dropped before its response is complete, it ends the
@@ -122,6 +126,8 @@ pub(super) struct Load {
 #[derive(Debug)]
 pub(super) struct StreamGuard {
     load: Rc<Load>,
+    /// The connection's: it counts until its last stream has ended, also if it takes no more of them.
+    _place: Option<Rc<Place>>,
     complete: bool,
     /// Cancelled when nobody wants the response any more.
     pub(super) abandoned: CancellationToken,
@@ -166,7 +172,7 @@ impl std::fmt::Debug for Upgraded {
 impl Http1 {
     fn is_usable(&self) -> bool {
         let retired = self.retired.as_ref().is_some_and(CancellationToken::is_cancelled);
-        !retired && !self.sender.is_closed() && !self.terms.are_up(self.served)
+        !retired && !self.sender.is_closed() && !self.terms.are_up(self.served, self.opened)
     }
 }
 
@@ -175,11 +181,13 @@ impl Http1 {
 impl Terms {
     pub(super) fn of(policy: &ConnectionPool) -> Self {
         let idle = policy.http_idle_timeout.unwrap_or(IDLE);
-        Self { idle, requests: policy.max_requests_per_connection }
+        let requests = policy.max_requests_per_connection;
+        Self { idle, requests, age: policy.max_connection_duration }
     }
 
-    fn are_up(self, served: u32) -> bool {
-        self.requests != 0 && served >= self.requests
+    fn are_up(self, served: u32, opened: Instant) -> bool {
+        (self.requests != 0 && served >= self.requests)
+            || self.age.is_some_and(|age| opened.elapsed() >= age)
     }
 }
 
@@ -259,7 +267,7 @@ impl Pool {
         }
     }
 
-    /// Closes what has idled too long or is dead.
+    /// Closes what has idled too long, is too old or dead; streams that are under way go on.
     pub(super) fn sweep(&self, now: Instant) {
         self.http1.borrow_mut().retain(|_, idle| {
             idle.retain(|(connection, since)| {
@@ -272,7 +280,7 @@ impl Pool {
                 let load = &connection.load;
                 let idle = load.active.get() == 0
                     && now.duration_since(load.idle_since.get()) >= load.terms.get().idle;
-                !load.closed.get() && !idle
+                !load.closed.get() && !load.are_up(load.terms.get()) && !idle
             });
             // Somebody else holds it: he is about to open a connection.
             !shared.connections.borrow().is_empty() || Rc::strong_count(shared) > 1
@@ -312,7 +320,7 @@ impl Shared {
     fn forget_used_up(&self, terms: Terms) {
         for connection in self.connections.borrow().iter() {
             let load = &connection.load;
-            load.closed.set(load.closed.get() || terms.are_up(load.served.get()));
+            load.closed.set(load.closed.get() || load.are_up(terms));
         }
         self.forget_closed();
     }
@@ -353,10 +361,10 @@ impl Http2 {
         let load = &self.load;
         load.terms.set(terms);
         load.served.set(load.served.get().saturating_add(1));
-        if terms.are_up(load.served.get()) {
+        if load.are_up(terms) {
             load.closed.set(true);
         }
-        (self.clone(), StreamGuard::new(load))
+        (self.clone(), StreamGuard::new(load, self.place.clone()))
     }
 }
 
@@ -365,19 +373,25 @@ impl Http2 {
 impl Load {
     /// A new connection; `most` holds until the peer's settings are known.
     pub(super) fn new(most: usize, terms: Terms) -> Rc<Self> {
-        let idle_since = Cell::new(Instant::now());
+        let opened = Instant::now();
+        let idle_since = Cell::new(opened);
         let (active, closed, served) = (Cell::new(0), Cell::new(false), Cell::new(0));
         let (most, terms) = (Cell::new(most), Cell::new(terms));
-        Rc::new(Self { active, most, closed, idle_since, terms, served })
+        Rc::new(Self { active, most, closed, idle_since, terms, served, opened })
+    }
+
+    fn are_up(&self, terms: Terms) -> bool {
+        terms.are_up(self.served.get(), self.opened)
     }
 }
 
 // === impl StreamGuard ===
 
 impl StreamGuard {
-    fn new(load: &Rc<Load>) -> Self {
+    fn new(load: &Rc<Load>, place: Option<Rc<Place>>) -> Self {
         load.active.set(load.active.get() + 1);
-        Self { load: Rc::clone(load), complete: false, abandoned: CancellationToken::new() }
+        let (load, abandoned) = (Rc::clone(load), CancellationToken::new());
+        Self { load, _place: place, complete: false, abandoned }
     }
 }
 

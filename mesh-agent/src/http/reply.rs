@@ -1,124 +1,156 @@
 //! Responses that are made here: failures, redirects, direct responses.
 //!
-//! Invariant: a gRPC client gets a gRPC status, never an HTTP error page (istio-surface 2.1).
+//! Invariants: a gRPC client gets a gRPC status, never an HTTP error page (istio-surface 2.1); what the
+//! route does to the headers of answers is done to these, too. Source: Envoy's `sendLocalReply`.
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderName, LOCATION};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, LOCATION};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::body::ResponseBody;
 use super::error::HttpError;
-use super::headers::name_server;
-use crate::model::{DirectResponse, FaultAbort, HeaderOps};
+use super::headers;
+use super::plan::Ops;
+use super::retry::status_of_grpc;
+use crate::model::{DirectResponse, FaultAbort};
 use crate::telemetry::{RequestRecord, ResponseFlag};
 
 /// Tells a client that a limit was reached, and not the service.
 const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
+/// Bytes of a body that become `grpc-message`, each up to three there: clients take heads of 8 KiB.
+const MESSAGE: usize = 2048;
+
+/// Whom an answer is for, and what its route does to it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct To<'a> {
+    pub(super) grpc: bool,
+    pub(super) ops: Ops<'a>,
+}
 
 /// The answer to a request that failed here; `retried`: more than one attempt was made.
 pub(super) fn failure(
     error: &HttpError,
     retried: bool,
-    grpc: bool,
+    to: To<'_>,
     mut record: RequestRecord,
 ) -> Response<ResponseBody> {
     record.flag(error.flag());
     record.details(&error.details());
-    let body = error.body(retried);
-    let mut response = match grpc {
-        true => grpc_reply(grpc_code(error.status()), &body, record),
-        false => plain(error.status(), body.into(), HeaderMap::new(), record),
-    };
+    let reply = Reply::new(error.status(), error.body(retried));
+    let mut response = reply.to(to, record);
     if error.flag() == ResponseFlag::UpstreamOverflow {
         response.headers_mut().insert(OVERLOADED, HeaderValue::from_static("true"));
     }
     response
 }
 
-/// `http[].fault.abort`, in Envoy's words.
+/// `http[].fault.abort`, in Envoy's words. Who does not speak gRPC gets the HTTP status that is meant
+/// by a `grpcStatus`.
 pub(super) fn fault(
     abort: FaultAbort,
-    grpc: bool,
+    to: To<'_>,
     mut record: RequestRecord,
 ) -> Response<ResponseBody> {
-    const BODY: &str = "fault filter abort";
     record.flag(ResponseFlag::FaultInjected);
     record.details("fault_filter_abort");
-    match abort {
-        FaultAbort::Grpc(code) => grpc_reply(code, BODY, record),
-        FaultAbort::Http(status) if grpc => grpc_reply(grpc_code(status), BODY, record),
-        FaultAbort::Http(status) => plain(status, BODY.into(), HeaderMap::new(), record),
-    }
+    let (status, grpc) = match abort {
+        FaultAbort::Http(status) => (status, None),
+        FaultAbort::Grpc(code) => {
+            let status = StatusCode::from_u16(status_of_grpc(code));
+            (status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), Some(code))
+        }
+    };
+    Reply { grpc, ..Reply::new(status, "fault filter abort") }.to(to, record)
 }
 
-/// A preflight that is answered here.
+/// A preflight that is answered here. Envoy's CORS filter does not have it pass the route.
 pub(super) fn preflight(headers: HeaderMap, mut record: RequestRecord) -> Response<ResponseBody> {
     record.details("cors_preflight");
-    plain(StatusCode::OK, Bytes::new(), headers, record)
+    Reply { headers, ..Reply::new(StatusCode::OK, Bytes::new()) }.plain(record)
 }
 
 /// `http[].directResponse`.
 pub(super) fn direct(
     direct: &DirectResponse,
-    ops: &HeaderOps,
+    to: To<'_>,
     mut record: RequestRecord,
 ) -> Response<ResponseBody> {
     record.details("direct_response");
-    let mut headers = HeaderMap::new();
-    if !direct.body.is_empty() {
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-    }
-    super::headers::apply(ops, &mut headers);
-    plain(direct.status, direct.body.clone(), headers, record)
+    Reply::new(direct.status, direct.body.clone()).to(to, record)
 }
 
 /// `http[].redirect`.
 pub(super) fn redirect(
     location: &str,
     code: StatusCode,
-    ops: &HeaderOps,
+    to: To<'_>,
     mut record: RequestRecord,
 ) -> Response<ResponseBody> {
     record.details("direct_response");
-    let mut headers = HeaderMap::new();
+    let mut reply = Reply::new(code, Bytes::new());
     if let Ok(location) = HeaderValue::from_str(location) {
-        headers.insert(LOCATION, location);
+        reply.headers.insert(LOCATION, location);
     }
-    super::headers::apply(ops, &mut headers);
-    plain(code, Bytes::new(), headers, record)
+    reply.to(to, record)
 }
 
-fn plain(
+/// What is to be said.
+struct Reply {
     status: StatusCode,
+    /// To who speaks gRPC; `None`: what the status means there.
+    grpc: Option<u16>,
     body: Bytes,
-    mut headers: HeaderMap,
-    mut record: RequestRecord,
-) -> Response<ResponseBody> {
-    record.status(status);
-    if !body.is_empty() {
-        headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("text/plain"));
-    }
-    name_server(&mut headers);
-    let mut response = Response::new(ResponseBody::here(body, record));
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    response
+    headers: HeaderMap,
 }
 
-/// Trailers only: HTTP 200, the status in the head.
-fn grpc_reply(code: u16, message: &str, mut record: RequestRecord) -> Response<ResponseBody> {
-    let status = HeaderValue::from(code);
-    record.status(StatusCode::OK);
-    record.grpc_status(&status);
-    let mut response = Response::new(ResponseBody::here(Bytes::new(), record));
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert("grpc-status", status);
-    if let Ok(message) = HeaderValue::from_str(&percent_encoded(message)) {
-        headers.insert("grpc-message", message);
+impl Reply {
+    fn new(status: StatusCode, body: impl Into<Bytes>) -> Self {
+        Self { status, grpc: None, body: body.into(), headers: HeaderMap::new() }
     }
-    name_server(headers);
-    response
+
+    fn to(mut self, to: To<'_>, record: RequestRecord) -> Response<ResponseBody> {
+        for ops in to.ops.into_iter().flatten() {
+            headers::apply(ops, &mut self.headers);
+        }
+        // Not the route's to name.
+        self.headers.remove(CONTENT_LENGTH);
+        if to.grpc { self.trailers_only(record) } else { self.plain(record) }
+    }
+
+    fn plain(mut self, mut record: RequestRecord) -> Response<ResponseBody> {
+        record.status(self.status);
+        if !self.body.is_empty() {
+            self.headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("text/plain"));
+        }
+        self.sent(record)
+    }
+
+    /// HTTP 200, gRPC's status in the head, and the body as its message.
+    fn trailers_only(mut self, mut record: RequestRecord) -> Response<ResponseBody> {
+        let code = self.grpc.unwrap_or_else(|| grpc_code(self.status));
+        self.status = StatusCode::OK;
+        self.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        // As in Envoy, the route may have named another one.
+        let status = self.headers.entry("grpc-status").or_insert_with(|| code.into());
+        record.status(self.status);
+        record.grpc_status(status);
+        let body = std::mem::take(&mut self.body);
+        let message = percent_encoded(body.get(..MESSAGE).unwrap_or(&body));
+        if !body.is_empty()
+            && let Ok(message) = HeaderValue::from_str(&message)
+        {
+            self.headers.entry("grpc-message").or_insert(message);
+        }
+        self.sent(record)
+    }
+
+    fn sent(mut self, record: RequestRecord) -> Response<ResponseBody> {
+        headers::name_server(&mut self.headers);
+        let mut response = Response::new(ResponseBody::here(self.body, record));
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers;
+        response
+    }
 }
 
 /// Envoy's `httpToGrpcStatus`.
@@ -134,12 +166,12 @@ fn grpc_code(status: StatusCode) -> u16 {
 }
 
 /// As gRPC wants `grpc-message`: printable ASCII but `%` stays (gRPC over HTTP/2, "Responses").
-fn percent_encoded(message: &str) -> String {
+fn percent_encoded(message: &[u8]) -> String {
     let mut encoded = String::with_capacity(message.len());
-    for byte in message.bytes() {
-        match byte {
-            b' '..=b'$' | b'&'..=b'~' => encoded.push(char::from(byte)),
-            _ => encoded.push_str(&format!("%{byte:02X}")),
+    for byte in message {
+        match *byte {
+            byte @ (b' '..=b'$' | b'&'..=b'~') => encoded.push(char::from(byte)),
+            byte => encoded.push_str(&format!("%{byte:02X}")),
         }
     }
     encoded
@@ -158,6 +190,6 @@ mod tests {
 
     #[test]
     fn messages_are_percent_encoded() {
-        assert_eq!(percent_encoded("100 % é\n"), "100 %25 %C3%A9%0A");
+        assert_eq!(percent_encoded("100 % é\n".as_bytes()), "100 %25 %C3%A9%0A");
     }
 }

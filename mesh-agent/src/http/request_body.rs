@@ -17,11 +17,11 @@ use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::time::Sleep;
-use tokio_util::sync::CancellationToken;
 
 use super::body::{BodyError, Deadline};
 use super::incoming::Incoming;
 use super::replay::{Copied, Reading, Source, Tap};
+use super::serve::Ending;
 
 /// How long a client that asked `Expect: 100-continue` is left waiting for the endpoint's word. A
 /// server need not answer; curl, too, sends its body after a second (RFC 9110 §10.1.1).
@@ -51,8 +51,8 @@ enum Inner {
 pub(super) struct ClientBody {
     incoming: Incoming,
     progress: Rc<Progress>,
-    /// Ends the client's connection after this request.
-    last: CancellationToken,
+    /// Of the client's connection.
+    ending: Ending,
 }
 
 /// How far a request's body has got; outlives the body.
@@ -62,7 +62,7 @@ pub(super) struct Progress {
     /// The client's body broke off, or was no legal one.
     broken: Cell<bool>,
     bytes: Cell<u64>,
-    /// Wakes the one who waits for the end.
+    /// Wakes all who wait for the end: the deadlines of the route and of the try.
     ended: Notify,
 }
 
@@ -80,19 +80,16 @@ const REFUSED: u8 = 2;
 // === impl RequestBody ===
 
 impl RequestBody {
-    /// Wraps a client's body; with a gate it waits for `100 Continue`. `last` ends the client's
-    /// connection after the request.
-    pub(super) fn new(
-        incoming: Incoming,
-        gate: Option<Arc<Gate>>,
-        last: &CancellationToken,
-    ) -> Self {
+    /// Wraps a client's body; with a gate it waits for `100 Continue`. `ending` is how its connection
+    /// ends.
+    pub(super) fn new(incoming: Incoming, gate: Option<Arc<Gate>>, ending: &Ending) -> Self {
         let progress = Rc::new(Progress::default());
         if incoming.is_end_stream() {
             progress.end();
             return Self { inner: Inner::Empty, expect: None, progress };
         }
-        let client = ClientBody { incoming, progress: Rc::clone(&progress), last: last.clone() };
+        let (told, ending) = (Rc::clone(&progress), ending.clone());
+        let client = ClientBody { incoming, progress: told, ending };
         Self { inner: Inner::Client(client), expect: gate.map(waiting), progress }
     }
 
@@ -237,10 +234,15 @@ impl ClientBody {
                 if frame.is_trailers() {
                     // hyper reads them up to CR LF CR LF, but takes LF LF for their end: what is
                     // between may be a request to who sent them here, and gets no answer.
-                    self.last.cancel();
+                    self.ending.last.cancel();
                 }
             }
-            Some(Err(_)) => self.progress.broken.set(true),
+            Some(Err(error)) => {
+                self.progress.broken.set(true);
+                if error.is_end_of_connection() {
+                    self.ending.gone.cancel();
+                }
+            }
             None => {}
         }
         if ended {
@@ -263,7 +265,7 @@ impl ClientBody {
 impl Progress {
     fn end(&self) {
         if !self.done.replace(true) {
-            self.ended.notify_one();
+            self.ended.notify_waiters();
         }
     }
 

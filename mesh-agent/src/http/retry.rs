@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode};
 
 use super::body::grpc_status;
+use super::serve::HttpVersion;
 use crate::balance::share;
 use crate::model::{RetryOn, RetryPolicy};
 
@@ -44,8 +45,8 @@ impl Outcome {
 }
 
 /// Whether the policy has conditions that can hold once something of a request was sent: then its
-/// head and body must be kept.
-pub(super) fn keeps(policy: &RetryPolicy, grpc: bool) -> bool {
+/// head and body must be kept. `endpoint`: what is spoken to it.
+pub(super) fn keeps(policy: &RetryPolicy, grpc: bool, endpoint: HttpVersion) -> bool {
     const OF_ANSWERS: RetryOn = RetryOn::SERVER_ERROR
         .with(RetryOn::GATEWAY_ERROR)
         .with(RetryOn::RESET)
@@ -56,10 +57,13 @@ pub(super) fn keeps(policy: &RetryPolicy, grpc: bool) -> bool {
         .with(RetryOn::INTERNAL)
         .with(RetryOn::RESOURCE_EXHAUSTED)
         .with(RetryOn::UNAVAILABLE);
+    // Only HTTP/2 has a word for it.
+    const OF_REFUSALS: RetryOn = RetryOn::REFUSED_STREAM.with(RetryOn::RESET_BEFORE_REQUEST);
     policy.attempts > 0
         && (policy.on.has(OF_ANSWERS)
             || !policy.statuses.is_empty()
-            || (grpc && policy.on.has(OF_GRPC)))
+            || (grpc && policy.on.has(OF_GRPC))
+            || (endpoint == HttpVersion::Http2 && policy.on.has(OF_REFUSALS)))
 }
 
 /// Whether the policy wants another attempt after this outcome.
@@ -99,7 +103,7 @@ fn of_grpc(status: u16) -> RetryOn {
     }
 }
 
-/// The HTTP status that outlier detection takes a `grpc-status` for (Envoy's `grpcToHttpStatus`).
+/// The HTTP status that a `grpc-status` means (Envoy's `grpcToHttpStatus`).
 pub(super) fn status_of_grpc(status: u16) -> u16 {
     match status {
         0 => 200,
@@ -208,10 +212,18 @@ mod tests {
 
     #[test]
     fn only_what_may_be_sent_again_is_kept() {
-        assert!(!keeps(&RetryPolicy::default(), false));
-        assert!(keeps(&RetryPolicy::default(), true));
-        assert!(keeps(&on(RetryOn::RESET, &[]), false));
-        assert!(keeps(&on(RetryOn::default(), &[429]), false));
-        assert!(!keeps(&RetryPolicy { attempts: 0, ..on(RetryOn::RESET, &[429]) }, true));
+        use HttpVersion::{Http1, Http2};
+        assert!(!keeps(&RetryPolicy::default(), false, Http1));
+        assert!(keeps(&RetryPolicy::default(), true, Http1));
+        assert!(keeps(&RetryPolicy::default(), false, Http2));
+        assert!(keeps(&on(RetryOn::RESET, &[]), false, Http1));
+        assert!(keeps(&on(RetryOn::default(), &[429]), false, Http1));
+        for refused in [RetryOn::REFUSED_STREAM, RetryOn::RESET_BEFORE_REQUEST] {
+            assert!(keeps(&on(refused, &[]), false, Http2));
+            assert!(!keeps(&on(refused, &[]), false, Http1));
+        }
+        assert!(!keeps(&on(RetryOn::CONNECT_FAILURE, &[]), true, Http2));
+        let never = RetryPolicy { attempts: 0, ..on(RetryOn::RESET, &[429]) };
+        assert!(!keeps(&never, true, Http2));
     }
 }

@@ -4,6 +4,9 @@
 //! next answer that the connection ends (`Connection: close`; closing an idle one could cross a
 //! request), an HTTP/2 client from GOAWAY. A connection that was upgraded is handed over to `upgrade`
 //! and lives on until its bytes end.
+//!
+//! An HTTP/1 client that ends its half has gone, as for Envoy: what it asked for is dropped with its
+//! connection.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -42,6 +45,18 @@ pub enum ServeError {
     /// Over HTTP/2.
     #[error("client connection failed")]
     Http2(#[from] h2::Error),
+    /// The client went away in the middle of a request's body.
+    #[error("client has gone")]
+    Gone,
+}
+
+/// How an HTTP/1 connection ends before its time; clones are the same connection's.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ending {
+    /// After the request that it serves.
+    pub(super) last: CancellationToken,
+    /// At once: the client has gone.
+    pub(super) gone: CancellationToken,
 }
 
 /// One connection's state.
@@ -50,8 +65,8 @@ pub(super) struct Connection {
     pub(super) version: HttpVersion,
     /// Cancelled when the agent stops: further requests are for the next one.
     pub(super) shutdown: CancellationToken,
-    /// Ends the connection after the request that it serves. Without effect in HTTP/2.
-    pub(super) last: CancellationToken,
+    /// Without effect in HTTP/2.
+    pub(super) ending: Ending,
     /// Filled by a response that upgrades.
     pub(super) handover: RefCell<Option<Handover>>,
 }
@@ -77,8 +92,8 @@ pub async fn serve<C: Connect, S: ByteStream + 'static>(
     version: HttpVersion,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
-    let (last, handover) = (CancellationToken::new(), RefCell::default());
-    let connection = Rc::new(Connection { facts, version, shutdown, last, handover });
+    let (ending, handover) = (Ending::default(), RefCell::default());
+    let connection = Rc::new(Connection { facts, version, shutdown, ending, handover });
     match version {
         HttpVersion::Http1 => serve_http1(engine, io, connection).await,
         HttpVersion::Http2 => serve_http2(engine, io, connection).await,
@@ -103,13 +118,14 @@ async fn serve_http1<C: Connect, S: ByteStream + 'static>(
         }
     });
     let outlet = TokioIo::new(Outlet::new(io, current.clone()));
-    let mut http = http1::Builder::new()
-        .half_close(true)
-        .max_buf_size(http2::MAX_BUFFER)
-        .serve_connection(outlet, service);
+    let mut http =
+        http1::Builder::new().max_buf_size(http2::MAX_BUFFER).serve_connection(outlet, service);
     let ended = tokio::select! {
+        biased;
+        // Before what comes of it: a request whose body has broken off fails at its endpoint.
+        () = connection.ending.gone.cancelled() => return Err(ServeError::Gone),
         ended = &mut http => ended,
-        () = connection.last.cancelled() => {
+        () = connection.ending.last.cancelled() => {
             std::pin::Pin::new(&mut http).graceful_shutdown();
             (&mut http).await
         }

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::body::Held;
 use super::connect::{ByteStream, Prefixed};
 use super::headers;
-use super::pool::Upgraded;
+use super::pool::{Place, Upgraded};
 use super::serve::HttpVersion;
 use crate::telemetry::ResponseFlag;
 
@@ -34,6 +34,8 @@ pub(super) enum Switch {
 pub(super) struct Handover {
     pub(super) upstream: oneshot::Receiver<Upgraded>,
     pub(super) held: Held,
+    /// The connection's place among those of a limited upstream: it stays one.
+    pub(super) _place: Option<Place>,
 }
 
 // === impl Switch ===
@@ -66,7 +68,7 @@ impl Switch {
 
 /// Copies until both sides are done.
 pub(super) async fn copy<S: ByteStream>(mut client: Prefixed<S>, handover: Handover) {
-    let Handover { upstream, mut held } = handover;
+    let Handover { upstream, mut held, .. } = handover;
     let Ok(upgraded) = upstream.await else {
         held.record.flag(ResponseFlag::UpstreamClosed);
         held.record.finish();

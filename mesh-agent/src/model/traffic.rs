@@ -90,7 +90,8 @@ pub struct ConnectionPool {
     pub max_connections: u32,
     /// `tcp.tcpKeepalive`: of sockets that leave the node outside tunnels.
     pub keepalive: Option<Keepalive>,
-    /// `tcp.maxConnectionDuration`.
+    /// `tcp.maxConnectionDuration`: of a TCP connection; a pooled HTTP connection that is older serves
+    /// no further request.
     pub max_connection_duration: Option<Duration>,
     /// `tcp.idleTimeout`, for TCP; `None`: none.
     pub tcp_idle_timeout: Option<Duration>,

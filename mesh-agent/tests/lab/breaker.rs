@@ -168,3 +168,40 @@ fn only_a_part_of_the_endpoints_is_left_out() {
     asked.sort_unstable();
     assert_eq!(asked, [1, 1, 20, 20], "two of four are left out");
 }
+
+/// A port that only one of the servers of `web` listens on.
+const LINE: &str = r#"
+kind: Service
+apiVersion: v1
+metadata: { name: line, namespace: shop }
+spec: { selector: { app: web }, ports: [{ name: tcp, port: 9100 }] }
+"#;
+
+#[test]
+fn an_endpoint_that_takes_no_tcp_connections_is_left_out() {
+    let servers = [
+        LINE.to_owned(),
+        traffic::server("good", "node1", ("web", "good"), &["--tcp", "9100"]),
+        traffic::server("bad", "node2", ("web", "bad"), &[]),
+    ];
+    let Some(lab) = traffic::shop(2, &servers) else { return };
+    let client = lab.pod("shop/client").unwrap();
+    let fields = "maxEjectionPercent: 100, consecutive5xxErrors: 3, baseEjectionTime: 300s";
+    let rule = format!("{{ {IN_TURN}, outlierDetection: {{ {fields} }} }}");
+    traffic::apply(&lab, &traffic::policy("line", &rule));
+    let ejected = || lab.meshctl("node1", &["ejections"]).unwrap();
+    let ping = |count: usize| {
+        for _ in 0..count {
+            let words = ["malha-load", "tcp", "ping", "--messages", "1", "line:9100"];
+            let report = support::json(&client, &words);
+            assert_eq!(report["succeeded"], 1, "the other endpoint takes it: {report}");
+        }
+    };
+    ping(2);
+    assert!(!ejected().contains("shop/bad"), "not before three have failed: {}", ejected());
+    // Each one that begins at the bad one goes on to the good one.
+    ping(4);
+    assert!(ejected().contains("shop/bad"), "{}", ejected());
+    ping(4);
+    assert!(ejected().contains("once"), "{}", ejected());
+}

@@ -135,3 +135,45 @@ fn tcp_connections_over_the_limit_are_closed() {
     let report = support::json(&client, &ping);
     assert_eq!(report["succeeded"], 15, "three connections with five messages each: {report}");
 }
+
+/// Outside the cluster, behind what drops all that is sent to its port.
+#[test]
+fn a_connection_that_is_not_made_in_its_time_is_given_up() {
+    let Some(lab) = traffic::shop_logged(&[]) else { return };
+    let drop = "table inet hole { chain input { type filter hook input priority 0; \
+                tcp dport 10 drop; }; }";
+    let dropped = lab.outside(&["nft", drop]).unwrap().output().unwrap();
+    assert!(dropped.status.success(), "{dropped:?}");
+    let addresses = support::outside_addresses(&lab);
+    let address = addresses.iter().find(|address| address.is_ipv4()).expect("an IPv4 address");
+    let entry = format!(
+        r#"
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{ name: hole, namespace: shop }}
+spec:
+  hosts: [hole.example]
+  addresses: [198.51.100.9]
+  resolution: STATIC
+  ports: [{{ number: 80, name: http, protocol: HTTP, targetPort: 10 }}]
+  endpoints: [{{ address: {address} }}]
+"#
+    );
+    let once = "route: [{ destination: { host: hole.example } }]\nretries: { attempts: 0 }";
+    let limit = "{ connectionPool: { tcp: { connectTimeout: 300ms } } }";
+    let policy = traffic::policy("hole.example", limit);
+    let rules = [entry, traffic::route("hole.example", once), policy].join("\n---\n");
+    traffic::apply(&lab, &rules);
+    let client = lab.pod("shop/client").unwrap();
+    let words = ["--resolve", "hole.example:80:198.51.100.9", "http://hole.example/"];
+    let answer = traffic::curl(&client, &words);
+    assert_eq!(answer.status, 503);
+    assert!(answer.body.ends_with("reset reason: connection timeout"), "{answer:?}");
+    // The default is 10 s.
+    let took = answer.took.as_secs_f64();
+    assert!((0.3..5.0).contains(&took), "{took} s");
+    support::eventually("the access log has the flag", || {
+        let lines = traffic::access(&lab, "node1", &["response_flags=UF ", "response_code=503"]);
+        (lines.len() == 1).then_some(())
+    });
+}

@@ -140,6 +140,8 @@ async fn exchange(client: &[u8], cut: usize, script: &Script, seen: &Connections
             }
             tokio::task::yield_now().await;
         }
+        // Not before all is answered: who ends its half has gone.
+        tokio::time::sleep(FOREVER / 2).await;
         // It may have been closed by the other side.
         let _ = writer.shutdown().await;
     };

@@ -9,8 +9,9 @@ use super::routing::{forward, forwarding, virtual_service};
 use super::*;
 use crate::balance::fixture::{endpoint, service, snapshot};
 use crate::model::{
-    Action, DirectResponse, Forward, HeaderEdit, HeaderOps, HttpMatch, HttpRule, LoadBalancer,
-    PathRewrite, Protocol, Redirect, RedirectPath, RedirectPort, Rewrite, StringMatch,
+    Action, DirectResponse, Fault, FaultAbort, Forward, HeaderEdit, HeaderOps, HttpMatch, HttpRule,
+    LoadBalancer, PathRewrite, Protocol, Redirect, RedirectPath, RedirectPort, RetryPolicy,
+    Rewrite, Share, StringMatch,
 };
 use crate::tunnel::{Budget, Usage};
 
@@ -274,6 +275,57 @@ fn a_pod_at_its_limit_of_requests_is_told() {
         assert_eq!(tokio::join!(first, second, third), (late.clone(), late.clone(), ()));
         assert_eq!(world.quota.held().requests, 0);
         assert_eq!(world.get(VIP, "web", "/").await, late);
+    });
+}
+
+/// What the route does to answers is done to those that are made here: the route's, then what the
+/// destination says, where one was chosen.
+#[test]
+fn the_routes_headers_are_on_answers_that_are_made_here() {
+    run(async {
+        let ops = |name: &'static str| HeaderOps {
+            set: vec![HeaderEdit {
+                name: name.parse().unwrap(),
+                value: HeaderValue::from_static("1"),
+            }],
+            ..HeaderOps::default()
+        };
+        let rule_of = |(host, subset), timeout, abort: Option<FaultAbort>| {
+            let mut to = forward(&[(host, subset, 1)]);
+            to.destinations[0].response_headers = ops("x-destination");
+            let to = Forward { timeout, retries: RetryPolicy::never(), ..to };
+            let abort = abort.map(|abort| (abort, Share::ALL));
+            let fault = abort.map(|abort| Box::new(Fault { delay: None, abort: Some(abort) }));
+            Some(vec![HttpRule { response_headers: ops("x-route"), fault, ..forwarding(to) }])
+        };
+        let web = ("web", None);
+        let abort = FaultAbort::Http(StatusCode::IM_A_TEAPOT);
+        let second = Some(Duration::from_secs(1));
+        for (endpoints, server, rules, counted) in [
+            (vec![A], None, rule_of(web, None, None), "503 UF 1"),
+            (vec![], None, rule_of(web, None, None), "503 UH 1"),
+            (vec![A], None, rule_of(("web", Some("nope")), None, None), "503 NC 1"),
+            (vec![A], Some(Server::Hangs), rule_of(web, second, None), "504 UT 1"),
+            (vec![A], None, rule_of(web, None, Some(abort)), "418 FI 1"),
+        ] {
+            let world = mesh(&endpoints, rules);
+            if let Some(server) = server {
+                world.listen(A, server);
+            }
+            for grpc in [false, true] {
+                let mut request = get("web", "/");
+                if grpc {
+                    let kind = HeaderValue::from_static("application/grpc");
+                    request.headers_mut().insert("content-type", kind);
+                }
+                let response = world.http1(VIP).await.send_request(request).await.unwrap();
+                for name in ["x-route", "x-destination"] {
+                    assert_eq!(response.headers()[name], "1", "{counted}, gRPC: {grpc}");
+                }
+                assert_eq!(response.headers().contains_key("grpc-status"), grpc);
+            }
+            assert!(world.counted().contains(&counted.to_owned()), "{:?}", world.counted());
+        }
     });
 }
 

@@ -3,6 +3,8 @@
 //! the rules. Here: an endpoint that takes only what is plainly legal and records its bytes, and a
 //! client that reads answers as strictly.
 
+use tokio::io::AsyncRead;
+
 use super::*;
 use crate::balance::fixture::{endpoint, service, snapshot};
 use crate::model::Protocol;
@@ -53,17 +55,22 @@ pub(super) fn records(world: &World) -> Seen {
     seen
 }
 
-/// Sends `bytes`, then closes its half, and reads all answers: `status body`.
+/// Sends `bytes` and reads all answers: `status body`. Closes its half once nothing else goes on: who
+/// does so earlier gets no answer.
 pub(super) async fn told(world: &World, bytes: &[u8], head_request: bool) -> Vec<String> {
-    let mut io = world.open(&world.client, VIP, HttpVersion::Http1);
-    // The rest of a connection that was closed over it is not wanted.
-    let _ = io.write_all(bytes).await;
-    let _ = io.shutdown().await;
-    answers(&mut io, head_request).await
+    let io = world.open(&world.client, VIP, HttpVersion::Http1);
+    let (mut reader, mut writer) = tokio::io::split(io);
+    let write = async {
+        // The rest of a connection that was closed over it is not wanted.
+        let _ = writer.write_all(bytes).await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let _ = writer.shutdown().await;
+    };
+    tokio::join!(answers(&mut reader, head_request), write).0
 }
 
 /// All answers until the end of the connection.
-pub(super) async fn answers(io: &mut DuplexStream, mut head_request: bool) -> Vec<String> {
+async fn answers(io: &mut (impl AsyncRead + Unpin), mut head_request: bool) -> Vec<String> {
     let mut told = Vec::new();
     let mut read = Reader::default();
     while let Some(message) = read.message(io, head_request).await {
@@ -93,7 +100,7 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    async fn more(&mut self, io: &mut DuplexStream) -> bool {
+    async fn more(&mut self, io: &mut (impl AsyncRead + Unpin)) -> bool {
         let mut chunk = [0; 4096];
         let length = io.read(&mut chunk).await.unwrap_or(0);
         self.bytes.extend_from_slice(&chunk[..length]);
@@ -102,7 +109,7 @@ impl Reader {
     }
 
     /// Takes what there is up to the end of `end`.
-    async fn until(&mut self, io: &mut DuplexStream, end: &[u8]) -> Option<Vec<u8>> {
+    async fn until(&mut self, io: &mut (impl AsyncRead + Unpin), end: &[u8]) -> Option<Vec<u8>> {
         loop {
             if let Some(at) = self.bytes.windows(end.len()).position(|bytes| bytes == end) {
                 return Some(self.bytes.drain(..at + end.len()).collect());
@@ -113,7 +120,11 @@ impl Reader {
         }
     }
 
-    async fn exactly(&mut self, io: &mut DuplexStream, length: usize) -> Option<Vec<u8>> {
+    async fn exactly(
+        &mut self,
+        io: &mut (impl AsyncRead + Unpin),
+        length: usize,
+    ) -> Option<Vec<u8>> {
         while self.bytes.len() < length {
             if !self.more(io).await {
                 return None;
@@ -125,7 +136,7 @@ impl Reader {
     /// The next message, or none at the end. `head_request`: this is the answer to `HEAD`.
     pub(super) async fn message(
         &mut self,
-        io: &mut DuplexStream,
+        io: &mut (impl AsyncRead + Unpin),
         head_request: bool,
     ) -> Option<String> {
         let Some(head) = self.until(io, b"\r\n\r\n").await else {
@@ -169,7 +180,7 @@ impl Reader {
     }
 
     /// A chunked body as it came.
-    async fn chunks(&mut self, io: &mut DuplexStream) -> Result<String, ()> {
+    async fn chunks(&mut self, io: &mut (impl AsyncRead + Unpin)) -> Result<String, ()> {
         let mut all = Vec::new();
         loop {
             let line = self.until(io, b"\r\n").await.ok_or(())?;

@@ -1,7 +1,7 @@
 //! Answers of a hostile HTTP/2 endpoint, frame by frame, to an HTTP/1 client; and what such an
 //! endpoint gets from one. The next request gets its own answer.
 
-use super::hostile::{NEXT, answers, mesh};
+use super::hostile::{NEXT, mesh, told};
 use super::hostile_http2::{
     DATA, END_HEADERS, END_STREAM, Field, HEADERS, PREFACE, SETTINGS, block, frame, message,
     read_frame,
@@ -64,10 +64,8 @@ fn check(cases: Vec<Case>) {
         run(async {
             let world = mesh(Protocol::Http2);
             answers_with(&world, bytes);
-            let mut io = world.open(&world.client, VIP, HttpVersion::Http1);
-            write(&mut io, &["GET / HTTP/1.1\r\nhost: web\r\n\r\n", NEXT].concat()).await;
-            io.shutdown().await.unwrap();
-            let told = answers(&mut io, false).await;
+            let both = ["GET / HTTP/1.1\r\nhost: web\r\n\r\n", NEXT].concat();
+            let told = told(&world, both.as_bytes(), false).await;
             if told != expected {
                 wrong += &format!("{name}\n  told {told:?}\n");
             }
@@ -157,13 +155,10 @@ fn nothing_of_the_hop_goes_from_http1_to_http2() {
                 }
             }),
         );
-        let mut io = world.open(&world.client, VIP, HttpVersion::Http1);
         let request = "POST http://web/a HTTP/1.1\r\nhost: other\r\nConnection: x-hop, upgrade\r\n\
             x-hop: 1\r\nupgrade: h2c\r\nkeep-alive: 5\r\ntransfer-encoding: chunked\r\n\r\n\
             2;x=y\r\nhi\r\n0\r\nx-sum: 1\r\nconnection: x\r\nhost: evil\r\ncontent-length: 9\r\n\r\n";
-        write(&mut io, request).await;
-        io.shutdown().await.unwrap();
-        assert_eq!(answers(&mut io, false).await, ["200 hi"]);
+        assert_eq!(told(&world, request.as_bytes(), false).await, ["200 hi"]);
         let head = heads.borrow_mut().pop().unwrap();
         assert_eq!(head.uri.to_string(), "http://web/a");
         let mut names: Vec<&str> = head.headers.keys().map(http::HeaderName::as_str).collect();

@@ -10,6 +10,7 @@ mod hostile_http2;
 mod hostile_http2_endpoint;
 mod hostile_request;
 mod hostile_response;
+mod leaving;
 mod protocol;
 mod rate_limits;
 mod retries;

@@ -494,27 +494,6 @@ fn what_is_carried_by_something_that_ends_takes_no_further_request() {
     }
 }
 
-/// `printf ... | nc -N`: the client has said all it has to say, and waits.
-#[test]
-fn a_client_that_closes_its_half_still_gets_its_answer() {
-    run(async {
-        let world = mesh(Protocol::Http);
-        world.listen(
-            A,
-            hyper(HttpVersion::Http1, |_| async {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                Response::new(full("late"))
-            }),
-        );
-        let mut io = world.open(&world.client, VIP, HttpVersion::Http1);
-        write(&mut io, "GET / HTTP/1.1\r\nhost: web\r\n\r\n").await;
-        io.shutdown().await.unwrap();
-        let mut all = String::new();
-        io.read_to_string(&mut all).await.unwrap();
-        assert!(all.starts_with("HTTP/1.1 200 ") && all.ends_with("\r\n\r\nlate"), "{all}");
-    });
-}
-
 /// An application that uses a forward proxy outside the mesh.
 #[test]
 fn connect_to_a_forward_proxy_opens_a_tunnel() {

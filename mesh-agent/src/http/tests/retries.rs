@@ -11,8 +11,8 @@ use super::routing::{forward, forwarding, virtual_service};
 use super::*;
 use crate::balance::fixture::{endpoint, rule, service, snapshot};
 use crate::model::{
-    Fault, FaultAbort, Forward, HttpRule, LoadBalancer, OutlierDetection, Protocol, RetryOn,
-    RetryPolicy, Share, TrafficPolicy,
+    ConnectionPool, Fault, FaultAbort, Forward, HttpRule, LoadBalancer, OutlierDetection, Protocol,
+    RetryOn, RetryPolicy, Share, TrafficPolicy,
 };
 
 const HOST: &str = "web.shop.svc.cluster.local";
@@ -114,6 +114,23 @@ fn the_last_answer_is_the_clients_when_attempts_are_used_up() {
         let attempts: Vec<_> = seen.take().into_iter().map(|(attempt, _)| attempt).collect();
         assert_eq!(attempts, ["1", "2", "3", "4"]);
         assert_eq!(world.counted(), ["502 URX 1"]);
+    });
+}
+
+/// One retry at one moment is no limit on how many there are.
+#[test]
+fn a_retry_gives_its_place_to_the_next_one() {
+    run(async {
+        let pool = ConnectionPool { max_retries: 1, ..ConnectionPool::default() };
+        let traffic = TrafficPolicy { pool, ..TrafficPolicy::default() };
+        let retries = RetryPolicy { attempts: 3, ..policy(RetryOn::SERVER_ERROR) };
+        let world = mesh(Protocol::Http, retrying(retries), traffic);
+        let seen = Seen::default();
+        seen.serve(&world, A, &[503]);
+        seen.serve(&world, B, &[503]);
+        assert_eq!(world.get(VIP, "web", "/").await.0, 503);
+        assert_eq!(seen.take().len(), 4);
+        assert_eq!(world.counted(), ["503 URX 1"]);
     });
 }
 
@@ -264,6 +281,50 @@ fn each_try_has_its_time_and_all_have_the_routes() {
     });
 }
 
+/// Both time-outs count from the end of the body, and neither keeps the other from it.
+#[test]
+fn each_try_of_a_request_with_a_body_has_its_time() {
+    for version in [HttpVersion::Http1, HttpVersion::Http2] {
+        run(async {
+            let retries = RetryPolicy {
+                per_try_timeout: Some(Duration::from_millis(400)),
+                ..policy(RetryOn::SERVER_ERROR)
+            };
+            let timeout = Some(Duration::from_secs(5));
+            let rule_of = forwarding(Forward { retries, timeout, ..forward(&[("web", None, 1)]) });
+            let http1 = version == HttpVersion::Http1;
+            let protocol = if http1 { Protocol::Http } else { Protocol::Grpc };
+            let world = mesh(protocol, rule_of, TrafficPolicy::default());
+            let tried = Rc::new(Cell::new(0));
+            for address in [A, B] {
+                let tried = tried.clone();
+                let handler = move |_| {
+                    tried.set(tried.get() + 1);
+                    std::future::pending()
+                };
+                world.listen(address, hyper(version, handler));
+            }
+            let start = Instant::now();
+            let response = if http1 {
+                world.http1(VIP).await.send_request(post(full("message"))).await
+            } else {
+                let request = Request::post("http://web/shop.Web/Get")
+                    .header("content-type", "application/grpc")
+                    .body(full("message"));
+                world.http2(VIP).await.send_request(request.unwrap()).await
+            };
+            let response = response.unwrap();
+            let took = start.elapsed().as_millis();
+            assert!((1200..=1500).contains(&took), "{took} ms, {version:?}");
+            match http1 {
+                true => assert_eq!(response.status(), 504),
+                false => assert_eq!(response.headers()["grpc-status"], "14"),
+            }
+            assert_eq!(tried.get(), 3, "{version:?}");
+        });
+    }
+}
+
 #[test]
 fn a_fault_is_neither_retried_nor_timed() {
     run(async {
@@ -282,6 +343,39 @@ fn a_fault_is_neither_retried_nor_timed() {
         assert_eq!((start.elapsed().as_secs(), world.dials()), (5, 0));
         assert_eq!(world.counted(), ["503 DI,FI 1"]);
     });
+}
+
+/// The endpoint has not begun with it, so that the policy of whoever asks for no more than this must
+/// keep its body.
+#[test]
+fn a_refused_request_is_sent_again_with_its_body() {
+    for condition in [RetryOn::REFUSED_STREAM, RetryOn::RESET_BEFORE_REQUEST] {
+        run(async {
+            let rule_of = retrying(policy(condition));
+            let world = mesh(Protocol::Http2, rule_of, TrafficPolicy::default());
+            world.listen(
+                A,
+                raw(|io| async move {
+                    let mut connection = h2::server::handshake(io).await.unwrap();
+                    while let Some(Ok((_, mut reply))) = connection.accept().await {
+                        reply.send_reset(h2::Reason::REFUSED_STREAM);
+                    }
+                }),
+            );
+            let answer = |request: Request<Incoming>| async move {
+                Response::new(full(text_of(request.into_body()).await))
+            };
+            world.listen(B, hyper(HttpVersion::Http2, answer));
+            for _ in 0..6 {
+                let sent = post(full("one two three"));
+                let response = world.http1(VIP).await.send_request(sent).await.unwrap();
+                assert_eq!(response.status(), 200, "{condition:?}");
+                assert_eq!(text(response).await, "one two three");
+            }
+            let dialled = world.net.dialled.borrow();
+            assert!(dialled.iter().any(|(_, at)| at.to_string() == A), "some first went to A");
+        });
+    }
 }
 
 /// A trailers-only answer of gRPC is retried by the default policy, its message sent again.

@@ -2,17 +2,21 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use http_body_util::StreamBody;
 use tokio::time::Instant;
 
 use super::routing::{forward, forwarding, virtual_service};
 use super::*;
 use crate::balance::fixture::{endpoint, rule, service, snapshot};
 use crate::model::{
-    ConnectionPool, Cors, Fault, FaultAbort, Forward, HashCookie, HashKey, HttpRule, LoadBalancer,
-    Mirror, Protocol, ServiceKey, Share, StringMatch, Subset, TrafficPolicy,
+    Action, ConnectionPool, Cors, DirectResponse, Fault, FaultAbort, Forward, HashCookie, HashKey,
+    HttpRule, LoadBalancer, Mirror, OutlierDetection, Protocol, ServiceKey, Share, StringMatch,
+    Subset, TrafficPolicy,
 };
 
 const HOST: &str = "web.shop.svc.cluster.local";
@@ -88,14 +92,69 @@ fn aborts_answer_in_envoys_words_and_reach_nobody() {
     });
 }
 
+/// Envoy's fault filter comes before its router, which looks for the destination.
 #[test]
-fn a_grpc_abort_is_an_answer_of_trailers_only() {
+fn an_abort_comes_before_a_missing_destination() {
+    run(async {
+        for (host, subset) in [("web", Some("nope")), ("nobody", None)] {
+            let fault = |share| {
+                let abort = Some((FaultAbort::Http(StatusCode::IM_A_TEAPOT), share));
+                Some(Box::new(Fault { delay: None, abort }))
+            };
+            let to = forwarding(forward(&[(host, subset, 1)]));
+            let rule_of = |share| HttpRule { fault: fault(share), ..to.clone() };
+            let world = mesh(rule_of(Share::ALL), TrafficPolicy::default());
+            assert_eq!(world.get(VIP, "web", "/").await.0, 418);
+            assert_eq!(world.counted(), ["418 FI 1"]);
+            world.change(snapshot_of(rule_of(Share::NONE), TrafficPolicy::default()));
+            assert_eq!(world.get(VIP, "web", "/").await.0, 503);
+            assert_eq!(world.counted(), ["418 FI 1", "503 NC 1"]);
+        }
+    });
+}
+
+/// As of Envoy's local replies, who speaks gRPC gets trailers only, and who does not gets HTTP.
+#[test]
+fn a_grpc_abort_is_told_to_each_in_its_own_words() {
     run(async {
         let world = faulty(None, Some((FaultAbort::Grpc(14), Share::ALL)));
-        let response = world.http1(VIP).await.send_request(get("web", "/")).await.unwrap();
+        let mut client = world.http1(VIP).await;
+        let mut request = get("web", "/");
+        request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+        let response = client.send_request(request).await.unwrap();
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["grpc-status"], "14");
         assert_eq!(response.headers()["grpc-message"], "fault filter abort");
+        assert_eq!(text(response).await, "");
+        client.ready().await.unwrap();
+        let response = client.send_request(get("web", "/")).await.unwrap();
+        assert_eq!(response.status(), 503);
+        assert!(!response.headers().contains_key("grpc-status"));
+        assert_eq!(text(response).await, "fault filter abort");
+        assert_eq!(world.counted(), ["200 FI 1", "503 FI 1"]);
+    });
+}
+
+#[test]
+fn direct_responses_are_told_to_each_in_its_own_words() {
+    run(async {
+        for (status, code) in [(503, "14"), (404, "12"), (200, "2")] {
+            let body = Bytes::from_static(b"closed for today");
+            let status = StatusCode::from_u16(status).unwrap();
+            let action = Action::Direct(DirectResponse { status, body });
+            let rule_of = HttpRule { action, ..forwarding(to_web()) };
+            let world = mesh(rule_of, TrafficPolicy::default());
+            assert_eq!(world.get(VIP, "web", "/").await, (status, "closed for today".to_owned()));
+            let request = Request::post("http://web/shop.Web/Get")
+                .header("content-type", "application/grpc")
+                .body(full("message"));
+            let response = world.http2(VIP).await.send_request(request.unwrap()).await.unwrap();
+            assert_eq!(response.status(), 200);
+            assert_eq!(response.headers()["content-type"], "application/grpc");
+            assert_eq!(response.headers()["grpc-status"], code);
+            assert_eq!(response.headers()["grpc-message"], "closed for today");
+            assert_eq!(text(response).await, "");
+        }
     });
 }
 
@@ -258,6 +317,64 @@ fn a_mirror_that_hangs_or_is_away_holds_up_nobody() {
             let dialled =
                 world.net.dialled.borrow().iter().filter(|(_, at)| at.to_string() == M).count();
             assert!((64..=200).contains(&dialled), "{dialled}: no more copies wait than may");
+        }
+    });
+}
+
+/// What a copy's endpoint does says as much about it as what it does for a request: its gRPC status,
+/// and that it does not answer in time.
+#[test]
+fn copies_count_for_outlier_detection_as_requests_do() {
+    run(async {
+        for hangs in [false, true] {
+            let grpc = |port| (port, Protocol::Grpc);
+            let web = service(("shop", "web"), "10.96.0.1", grpc(80), vec![endpoint(A, "v1")]);
+            let copies = vec![endpoint(M, ""), endpoint(B, "")];
+            let mirror = service(("shop", "mirror"), "10.96.0.2", grpc(80), copies);
+            let outlier = OutlierDetection {
+                consecutive_5xx: 2,
+                max_ejection_percent: 100,
+                base_ejection: Duration::from_secs(3600),
+                ..OutlierDetection::default()
+            };
+            let mut destination =
+                rule("mirror.shop.svc.cluster.local", &[], LoadBalancer::RoundRobin);
+            destination.policy.outlier = Some(Arc::new(outlier));
+            let routes = virtual_service("web", &[HOST], vec![mirroring(Share::ALL)]);
+            let pods = [client()];
+            let world =
+                World::new(snapshot(&pods, vec![web, mirror], vec![routes], vec![destination]));
+            // The bad one is the mirror's endpoint M: unavailable in words of gRPC, or silent.
+            let asked = Rc::new(RefCell::new(Vec::new()));
+            for (address, status) in [(A, "0"), (B, "0"), (M, "14")] {
+                let asked = asked.clone();
+                let handler = move |_| {
+                    asked.borrow_mut().push(address);
+                    async move {
+                        if hangs && address == M {
+                            std::future::pending::<()>().await;
+                        }
+                        let answer = Response::builder().header("grpc-status", status);
+                        answer.body(full("")).unwrap()
+                    }
+                };
+                world.listen(address, hyper(HttpVersion::Http2, handler));
+            }
+            let mut client = world.http2(VIP).await;
+            for _ in 0..10 {
+                let request = Request::post("http://web/shop.Web/Get")
+                    .header("content-type", "application/grpc")
+                    .body(full("message"));
+                let response = client.send_request(request.unwrap()).await.unwrap();
+                assert_eq!(response.headers()["grpc-status"], "0");
+                // Longer than a copy waits.
+                tokio::time::sleep(Duration::from_secs(if hangs { 31 } else { 1 })).await;
+            }
+            let asked = asked.borrow();
+            let of_mirror: Vec<_> = asked.iter().filter(|at| **at != A).collect();
+            assert_eq!(of_mirror.len(), 10);
+            let of_bad = of_mirror.iter().filter(|at| ***at == M).count();
+            assert_eq!(of_bad, 2, "then it is left out: {of_mirror:?}");
         }
     });
 }
@@ -432,6 +549,81 @@ fn requests_wait_for_a_connection_as_many_as_may() {
     });
 }
 
+/// The same over HTTP/2, where a connection that takes no more streams still serves the last one: its
+/// head comes at once, and the rest a second later.
+#[test]
+fn streams_wait_for_a_connection_that_is_used_up() {
+    run(async {
+        let pool = ConnectionPool {
+            max_connections: 1,
+            max_pending: 1,
+            max_requests_per_connection: 1,
+            upgrade_to_http2: true,
+            ..ConnectionPool::default()
+        };
+        let only_a = forward(&[("web", Some("v1"), 1)]);
+        let world = mesh(forwarding(only_a), pooled(pool));
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let counted = most.clone();
+        let handler = move |_| {
+            let now = now.clone();
+            counted.fetch_max(now.fetch_add(1, Relaxed) + 1, Relaxed);
+            let rest = futures_util::stream::once(async move {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                now.fetch_sub(1, Relaxed);
+                Ok(http_body::Frame::data(Bytes::from("slow")))
+            });
+            std::future::ready(Response::new(StreamBody::new(rest).boxed_unsync()))
+        };
+        world.listen(A, hyper(HttpVersion::Http2, handler));
+        let start = Instant::now();
+        let first = async { world.get(VIP, "web", "/").await };
+        let later = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            at_once(&world, 3).await
+        };
+        let (first, later) = futures_util::future::join(first, later).await;
+        assert_eq!((first, later), ((StatusCode::OK, "slow".to_owned()), (1, 2)));
+        assert_eq!(most.load(Relaxed), 1, "never two at one moment");
+        assert_eq!(start.elapsed().as_secs(), 1, "its head came after the first one's end");
+        assert_eq!(world.dials(), 2, "a connection for each request");
+    });
+}
+
+/// What leaves HTTP is a connection to the endpoint as before.
+#[test]
+fn a_websocket_keeps_its_place_among_connections() {
+    run(async {
+        let pool = ConnectionPool { max_connections: 1, ..ConnectionPool::default() };
+        let only_a = forward(&[("web", Some("v1"), 1)]);
+        let world = mesh(forwarding(only_a), pooled(pool));
+        let server = |mut io: DuplexStream| async move {
+            let head = read_until(&mut io, "\r\n\r\n").await;
+            if head.starts_with("GET /ws ") {
+                let answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
+                              upgrade: websocket\r\n\r\n";
+                write(&mut io, answer).await;
+                // Until the client ends it.
+                io.read_to_string(&mut String::new()).await.unwrap();
+            } else {
+                write(&mut io, "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+            }
+        };
+        world.listen(A, raw(server));
+        let mut websocket = world.open(&world.client, VIP, HttpVersion::Http1);
+        let request = "GET /ws HTTP/1.1\r\nhost: web\r\nconnection: upgrade\r\n\
+                       upgrade: websocket\r\n\r\n";
+        write(&mut websocket, request).await;
+        read_until(&mut websocket, "\r\n\r\n").await;
+        let mut other = Box::pin(world.get(VIP, "web", "/"));
+        let waits = tokio::time::timeout(Duration::from_secs(60), &mut other).await;
+        assert!(waits.is_err(), "{waits:?}");
+        assert_eq!(world.dials(), 1);
+        drop(websocket);
+        assert_eq!(other.await, (StatusCode::OK, "ok".to_owned()));
+    });
+}
+
 #[test]
 fn a_connection_is_used_as_often_as_it_may_be_and_idles_as_long() {
     run(async {
@@ -453,6 +645,50 @@ fn a_connection_is_used_as_often_as_it_may_be_and_idles_as_long() {
         world.get(VIP, "web", "/").await;
         assert_eq!(world.dials(), 4, "the one that idled was closed");
     });
+}
+
+/// `tcp.maxConnectionDuration`: an old connection serves no further request, but ends none.
+#[test]
+fn a_connection_that_is_too_old_is_not_used_again() {
+    for upgrade_to_http2 in [false, true] {
+        run(async {
+            let pool = ConnectionPool {
+                max_connection_duration: Some(Duration::from_secs(40)),
+                http_idle_timeout: Some(Duration::from_secs(3600)),
+                upgrade_to_http2,
+                ..ConnectionPool::default()
+            };
+            let only_a = forward(&[("web", Some("v1"), 1)]);
+            let world = mesh(forwarding(only_a), pooled(pool));
+            let version = if upgrade_to_http2 { HttpVersion::Http2 } else { HttpVersion::Http1 };
+            let handler = |request: Request<Incoming>| async move {
+                let seconds: u64 = request.uri().path()[1..].parse().unwrap();
+                tokio::time::sleep(Duration::from_secs(seconds)).await;
+                Response::new(full("ok"))
+            };
+            world.listen(A, hyper(version, handler));
+            let open = || {
+                let (http1, http2) = world.engine.shared.client.pool().len();
+                http1 + http2
+            };
+            // At 0, 30 and 60 s; the last one takes 30 s.
+            world.get(VIP, "web", "/0").await;
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            assert_eq!(world.get(VIP, "web", "/0").await.0, 200);
+            assert_eq!(world.dials(), 1, "not yet");
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            assert_eq!(world.get(VIP, "web", "/30").await.0, 200);
+            assert_eq!(world.dials(), 2);
+            // It is 30 s old, and 35 s when the next one begins.
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert_eq!(world.get(VIP, "web", "/50").await.0, 200, "it is not cut off");
+            assert_eq!(world.dials(), 2);
+            let maintained = world.engine.clone();
+            world.tasks.spawn_local(async move { maintained.maintain().await });
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert_eq!(open(), 0, "and closed once it idles");
+        });
+    }
 }
 
 #[test]
