@@ -70,8 +70,12 @@ impl<'a> Ask<'a> {
 /// One choice of an endpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Choice<'a> {
-    /// Endpoints that have failed this request already: chosen only if no other is left.
+    /// Endpoints that have failed this request already: chosen only if no other is left, where
+    /// localities count in the one that is chosen.
     pub tried: &'a [SocketAddr],
+    /// Endpoints that were tried, whose localities are left for others while these have anybody
+    /// healthy (`retryRemoteLocalities`).
+    pub leave: &'a [SocketAddr],
     /// [`super::hash_of`] the request's key, where the policy hashes and the request has one.
     pub hash: Option<u64>,
     /// 64 random bits.
@@ -221,8 +225,8 @@ impl Balancer<'_> {
         let generation = Generation {
             epoch: self.live.epoch,
             started: self.live.started,
-            endpoints: &ask.port.endpoints,
-            subset: ask.subset,
+            ask,
+            locality: &self.live.snapshot.locality,
         };
         let preferred = Family::of(ask.dialled);
         let usable = [preferred, preferred.other()];

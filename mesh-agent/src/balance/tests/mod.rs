@@ -9,6 +9,7 @@ use super::{Ask, Choice, Draws, Live, Picked, share};
 use crate::model::{LoadBalancer, Protocol, Readiness, Service, Subset, TrafficPolicy, Workload};
 
 mod hashing;
+mod locality;
 mod outlier;
 mod warmup;
 
@@ -35,7 +36,7 @@ fn by(load_balancer: LoadBalancer) -> TrafficPolicy {
 }
 
 fn pick(live: &Live, ask: &Ask<'_>, draw: u64) -> Option<Picked> {
-    live.upstream(*ask).pick(&Choice { tried: &[], hash: None, draw })
+    live.upstream(*ask).pick(&Choice { tried: &[], leave: &[], hash: None, draw })
 }
 
 fn at(live: &Live, ask: &Ask<'_>) -> SocketAddr {
@@ -157,7 +158,7 @@ fn a_tried_endpoint_comes_last() {
         let policy = by(policy);
         let balancer = live.upstream(Ask { policy: &policy, ..ask(&client, &web) });
         for draw in [0, u64::MAX / 3, u64::MAX] {
-            let choice = Choice { tried: &[a], hash: None, draw };
+            let choice = Choice { tried: &[a], leave: &[], hash: None, draw };
             assert_eq!(balancer.pick(&choice).unwrap().endpoint.address, b);
             assert!(balancer.pick(&Choice { tried: &[a, b], ..choice }).is_some());
         }
