@@ -138,7 +138,7 @@ fn picks(criterion: &mut Criterion) {
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
                 let draw = draws.next();
-                let choice = Choice { tried: &[], hash: Some(draw), draw };
+                let choice = Choice { tried: &[], leave: &[], hash: Some(draw), draw };
                 let picked = live.upstream(ask).pick(&choice).expect("an endpoint");
                 picked.active.answered(200);
             });
@@ -146,7 +146,7 @@ fn picks(criterion: &mut Criterion) {
         group.bench_function(format!("{name}, the first of a generation"), |bencher| {
             bencher.iter(|| {
                 let live = Live::new(Arc::clone(&snapshot));
-                let choice = Choice { tried: &[], hash: Some(1), draw: 1 };
+                let choice = Choice { tried: &[], leave: &[], hash: Some(1), draw: 1 };
                 live.upstream(ask).pick(&choice).expect("an endpoint").endpoint.address
             });
         });

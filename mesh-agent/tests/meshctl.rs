@@ -131,6 +131,7 @@ fn pod(name: &str, node: &str, ip: &str, version: &str) -> Arc<Workload> {
         uid: format!("uid-{name}").into(),
         name: WorkloadName { namespace: "shop".into(), name: name.into() },
         node: node.into(),
+        locality: (node == "node-2").then(|| Arc::new(Locality::parse("eu/b"))),
         identity: identity(account),
         ips: vec![ip.parse().unwrap()],
         labels: BTreeMap::from([("version".into(), version.into())]),
@@ -157,6 +158,7 @@ fn snapshot() -> Snapshot {
         address: SocketAddr::new(workload.ips[0], 8080),
         workload: Some(Arc::clone(workload)),
         labels: None,
+        locality: None,
         readiness: Readiness::Ready,
     });
     let key = ServiceKey { namespace: "shop".into(), name: "cart".into() };
@@ -165,6 +167,7 @@ fn snapshot() -> Snapshot {
         hostname: "cart.shop.svc.cluster.local".into(),
         addresses: vec!["10.96.0.7".parse().unwrap()],
         kind: ServiceKind::ClusterIp,
+        distribution: None,
         created: 0,
         ports: vec![ServicePort {
             port: 80,
@@ -264,10 +267,10 @@ fn virtual_service(service: &ServiceKey) -> VirtualService {
 async fn each_command_shows_what_the_agent_has() {
     let agent = Agent::start().await;
     agent.check(&["workloads"], expect![[r#"
-        NAMESPACE   NAME      NODE     IP         STATE     MODE     IDENTITY
-        shop        cart-1    node-2   10.2.0.2   in mesh   STRICT   spiffe://cluster.local/ns/shop/sa/cart
-        shop        cart-2    node-2   10.2.0.3   pending   STRICT   spiffe://cluster.local/ns/shop/sa/cart
-        shop        front-1   node-1   10.1.0.2   in mesh   STRICT   spiffe://cluster.local/ns/shop/sa/front
+        NAMESPACE   NAME      NODE     LOCALITY   IP         STATE     MODE     IDENTITY
+        shop        cart-1    node-2   eu/b       10.2.0.2   in mesh   STRICT   spiffe://cluster.local/ns/shop/sa/cart
+        shop        cart-2    node-2   eu/b       10.2.0.3   pending   STRICT   spiffe://cluster.local/ns/shop/sa/cart
+        shop        front-1   node-1   -          10.1.0.2   in mesh   STRICT   spiffe://cluster.local/ns/shop/sa/front
     "#]]).await;
     agent
         .check(

@@ -2,8 +2,8 @@
 //! said.
 
 use crate::model::{
-    ConnectionPool, Cors, Fault, FaultAbort, Forward, HashKey, Mirror, OutlierDetection, RetryOn,
-    RetryPolicy, TrafficPolicy,
+    ConnectionPool, Cors, Fault, FaultAbort, Forward, HashKey, LocalitySetting, Mirror,
+    OutlierDetection, RetryOn, RetryPolicy, TrafficPolicy,
 };
 
 /// What a rule does to requests that it forwards.
@@ -66,6 +66,7 @@ pub(super) fn of_destination(policy: &TrafficPolicy) -> Vec<String> {
         HashKey::SourceIp => "key: source IP".to_owned(),
         HashKey::Query(name) => format!("key: query parameter {name}"),
     }));
+    found.extend(policy.locality.as_deref().map(|setting| locality(setting).to_owned()));
     found.extend(policy.warmup.map(|warmup| format!("warm-up {:?}", warmup.duration)));
     pool(&policy.pool, &mut found);
     found.extend(policy.outlier.as_deref().map(outlier));
@@ -73,6 +74,15 @@ pub(super) fn of_destination(policy: &TrafficPolicy) -> Vec<String> {
         format!("retry budget {} %, at least {}", budget.percent, budget.min_concurrency)
     }));
     found
+}
+
+fn locality(setting: &LocalitySetting) -> &'static str {
+    match (setting.enabled, &*setting.distribute, &*setting.failover_priority) {
+        (false, ..) => "localities do not count",
+        (true, [], []) => "nearer localities first",
+        (true, [], _) => "nearer endpoints first, by labels",
+        (true, ..) => "shares by locality",
+    }
 }
 
 fn pool(pool: &ConnectionPool, found: &mut Vec<String>) {

@@ -68,6 +68,7 @@ fn workload(found: &Workload, node: &str, captured: bool) -> api::Workload {
         state: workload_state(found, &*found.node == node, captured).to_owned(),
         mode: mode(found.peer_policy.mode).to_owned(),
         port_modes: ports.map(|(port, of)| (u32::from(*port), mode(*of).to_owned())).collect(),
+        locality: found.locality.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
 }
 
@@ -130,6 +131,7 @@ pub(super) fn endpoint(found: &Endpoint) -> api::Endpoint {
         workload: workload.map(|workload| workload.name.to_string()).unwrap_or_default(),
         ready: found.readiness == Readiness::Ready,
         enrolled: workload.is_some_and(|workload| workload.enrolled),
+        locality: found.locality().map(ToString::to_string).unwrap_or_default(),
     }
 }
 

@@ -102,6 +102,7 @@ mod tests {
             address: address.parse().unwrap(),
             workload: None,
             labels: None,
+            locality: None,
             readiness: *readiness,
         };
         let service = Arc::new(Service {
@@ -109,6 +110,7 @@ mod tests {
             hostname: "db.db.svc.cluster.local".into(),
             addresses: vec!["10.96.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
             kind: ServiceKind::ClusterIp,
+            distribution: None,
             created: 0,
             ports: vec![ServicePort {
                 port: 5432,

@@ -127,6 +127,9 @@ pub struct Workload {
     /// Container ports with another mode.
     #[prost(btree_map = "uint32, string", tag = "12")]
     pub port_modes: ::prost::alloc::collections::BTreeMap<u32, ::prost::alloc::string::String>,
+    /// `region/zone/subzone`, as far as it is known.
+    #[prost(string, tag = "13")]
+    pub locality: ::prost::alloc::string::String,
 }
 /// Asks for the services.
 #[derive(serde::Serialize, Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -191,6 +194,9 @@ pub struct Endpoint {
     /// Reached by a tunnel.
     #[prost(bool, tag = "4")]
     pub enrolled: bool,
+    /// `region/zone/subzone`, as far as it is known.
+    #[prost(string, tag = "5")]
+    pub locality: ::prost::alloc::string::String,
 }
 /// Asks for a host's routes.
 #[derive(serde::Serialize, Clone, PartialEq, Eq, Hash, ::prost::Message)]

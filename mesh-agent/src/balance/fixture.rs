@@ -17,6 +17,7 @@ pub(crate) fn pod(name: &str, ips: &[&str], version: &str) -> Arc<Workload> {
         uid: format!("uid-{name}").into(),
         name: WorkloadName { namespace: "shop".into(), name: name.into() },
         node: "n1".into(),
+        locality: None,
         identity: SpiffeId {
             trust_domain: "cluster.local".into(),
             namespace: "shop".into(),
@@ -43,6 +44,7 @@ pub(crate) fn endpoint(address: &str, version: &str) -> Endpoint {
         address,
         workload: Some(pod(&format!("pod-{ip}"), &[&ip], version)),
         labels: None,
+        locality: None,
         readiness: Readiness::Ready,
     }
 }
@@ -59,6 +61,7 @@ pub(crate) fn service(
         hostname: format!("{name}.{namespace}.svc.cluster.local").into(),
         addresses: vec![address.parse().unwrap()],
         kind: ServiceKind::ClusterIp,
+        distribution: None,
         created: 0,
         ports: vec![ServicePort { port, name: "".into(), protocol, endpoints: endpoints.into() }],
     }

@@ -70,8 +70,12 @@ impl<'a> Ask<'a> {
 /// One choice of an endpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Choice<'a> {
-    /// Endpoints that have failed this request already: chosen only if no other is left.
+    /// Endpoints that have failed this request already: chosen only if no other is left, where
+    /// localities count in the one that is chosen.
     pub tried: &'a [SocketAddr],
+    /// Endpoints that were tried, whose localities are left for others while these have anybody
+    /// healthy (`retryRemoteLocalities`).
+    pub leave: &'a [SocketAddr],
     /// [`super::hash_of`] the request's key, where the policy hashes and the request has one.
     pub hash: Option<u64>,
     /// 64 random bits.
@@ -242,9 +246,8 @@ impl Balancer<'_> {
         Generation {
             epoch: self.live.epoch,
             arrivals: &self.live.arrivals,
-            of: (&self.ask.service.key, self.ask.port.port),
-            endpoints: &self.ask.port.endpoints,
-            subset: self.ask.subset,
+            ask: &self.ask,
+            locality: &self.live.snapshot.locality,
         }
     }
 

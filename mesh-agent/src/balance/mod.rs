@@ -3,13 +3,14 @@
 //! [`Live`] ties one generation of configuration to the run-time state of its upstreams (active
 //! requests, turns, ejections, what counts under limits); a new generation takes that state over by
 //! key. A request asks for its [`Balancer`] once and picks, admits and reports through it. Pure
-//! leaves: [`choose`] decides, `table` says where keys go, `outlier` when and for how long somebody
-//! is ejected, `warmup` what a new endpoint weighs. Not here: connections (`http::pool`, `tunnel`),
-//! locality.
+//! leaves: [`choose`] decides, `table` says where keys go, `locality` which endpoints come first for
+//! a client, `priority` what others get when these are ejected, `outlier` when and for how long
+//! somebody is, `warmup` what a new endpoint weighs. Not here: connections (`http::pool`, `tunnel`).
 //!
 //! Invariant: an upstream belongs to one source workload, so what one client's requests count never
 //! moves another client's balance. Its numbers are atomics, so all workers see one state. A policy
-//! without hashes, limits, outlier detection or warm-up reads no clock and takes no lock.
+//! without hashes, limits, outlier detection or warm-up reads no clock and takes no lock, and localities
+//! cost nothing where they do not count.
 
 mod arrivals;
 mod clock;
@@ -19,8 +20,10 @@ mod hash;
 mod host;
 mod limits;
 mod live;
+mod locality;
 mod outlier;
 mod pick;
+mod priority;
 mod rate;
 mod table;
 mod upstream;

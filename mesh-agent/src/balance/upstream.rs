@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::clock;
 use super::ejection::{Book, Ejection, EjectionCounters, Rules};
-use super::hash::hash_of;
+use super::hash::{hash_of, mix};
 use super::host::{ActiveGuard, Host, Watch};
 use super::limits::Limits;
 use super::live::{Choice, Picked};
@@ -22,6 +22,9 @@ use super::table::Table;
 use super::view::{Candidate, Family, Generation, Healthy, Members, Set, View};
 use super::warmup;
 use crate::model::{Endpoint, LoadBalancer, OutlierDetection, ServiceKey, TrafficPolicy, Warmup};
+
+/// Makes of a request's draw, or its hash, one for its tier: the two choices are independent.
+const TIER: u64 = 1;
 
 /// What an upstream is: one client's view of a service port, or of a subset of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -43,7 +46,7 @@ pub(super) struct Upstream {
     /// First use: the ticks of outlier detection count from here.
     started: Instant,
     pub(super) limits: Arc<Limits>,
-    /// One per family, so that clients of one family get exact turns.
+    /// One per family, so that clients of one family get exact turns; tiers have their own.
     turns: [AtomicUsize; 2],
     view: ArcSwap<View>,
     /// Held while a view or a table is built, so that it is built once.
@@ -85,15 +88,28 @@ impl Upstream {
             .map(|family| (*family, view.members(*family)))
             .find(|(_, members)| !members.candidates.is_empty())?;
         let healthy = policy.outlier.as_ref().and_then(|policy| self.healthy(&view, policy));
-        let only = healthy.as_ref().and_then(|healthy| healthy.only[family as usize].as_deref());
+        let fit = healthy.as_ref().map(|healthy| &healthy.of[family as usize]);
+        let hash = choice.hash.filter(|_| policy.load_balancer.is_hash());
+        let (members, only, turn) = match &members.tiers {
+            None => {
+                let only = fit.and_then(|fit| fit.only.as_deref());
+                (members, only, &self.turns[family as usize])
+            }
+            Some(tiers) => {
+                let fit = fit.and_then(|fit| fit.tiers.as_ref()).unwrap_or(&tiers.whole);
+                let point = mix(hash.unwrap_or(choice.draw), TIER);
+                let (tier, only) = tiers.choose(fit, point, choice.leave)?;
+                (&tier.members, only, &*tier.turn)
+            }
+        };
         let mut set = Set { all: &members.candidates, only };
         let fresh = if choice.tried.is_empty() { Vec::new() } else { set.without(choice.tried) };
         if !fresh.is_empty() {
             set.only = Some(&fresh);
         }
-        let chosen = match choice.hash.filter(|_| policy.load_balancer.is_hash()) {
+        let chosen = match hash {
             Some(hash) => set.by_hash(&self.table(members, policy.load_balancer), hash)?,
-            None => self.choose(set, (family, members), policy, choice.draw)?,
+            None => choose_in(set, (members, turn), policy, choice.draw)?,
         };
         Some(self.picked(chosen, policy))
     }
@@ -115,8 +131,12 @@ impl Upstream {
             return Some(Picked { endpoint: endpoint.clone(), active });
         };
         let healthy = policy.outlier.as_ref().and_then(|policy| self.healthy(&view, policy));
-        let only = healthy.as_ref().and_then(|healthy| healthy.only[family as usize].as_deref());
-        Some(self.picked(Set { all, only }.member(index)?, policy))
+        let fit = healthy.as_ref().map(|healthy| &healthy.of[family as usize]);
+        let only = fit.and_then(|fit| fit.only.as_deref());
+        let chosen = Set { all, only }.member(index)?;
+        // Tiers keep their own lists.
+        let is_out = fit.is_some_and(|fit| fit.tiers.is_some()) && chosen.host.is_ejected();
+        (!is_out).then(|| self.picked(chosen, policy))
     }
 
     fn picked(self: &Arc<Self>, chosen: &Candidate, policy: &TrafficPolicy) -> Picked {
@@ -126,29 +146,6 @@ impl Upstream {
             .map(|policy| Watch { upstream: Arc::clone(self), policy: Arc::clone(policy) });
         let active = ActiveGuard::new(&chosen.host, watch);
         Picked { endpoint: chosen.endpoint.clone(), active }
-    }
-
-    fn choose<'a>(
-        &self,
-        set: Set<'a>,
-        (family, members): (Family, &Members),
-        policy: &TrafficPolicy,
-        draw: u64,
-    ) -> Option<&'a Candidate> {
-        let turn = || self.turns[family as usize].fetch_add(1, Ordering::Relaxed);
-        let load = |at| set.get(at).map_or(u32::MAX, |candidate| candidate.host.active());
-        let by = policy.load_balancer;
-        let at = match warming(policy, members) {
-            None => choose(by, set.len(), load, turn, draw)?,
-            Some((warmup, now)) => {
-                let weight = |at| match set.get(at) {
-                    Some(candidate) => warmup::weight(warmup, candidate.host.since, now),
-                    None => 0.0,
-                };
-                choose_weighted(by, set.len(), load, turn, draw, weight)?
-            }
-        };
-        set.get(at)
     }
 
     /// The candidates of a generation, built when it is first asked for. A request that still holds
@@ -163,7 +160,7 @@ impl Upstream {
         if current.epoch == generation.epoch {
             return current;
         }
-        let built = Arc::new(View::build(generation, &current));
+        let built = Arc::new(View::build(generation, &current, first_turn(&self.key)));
         if built.epoch > current.epoch {
             self.view.store(Arc::clone(&built));
             self.forget_leavers(&built);
@@ -202,7 +199,7 @@ impl Upstream {
             change: self.changes.load(Ordering::Acquire),
             policy: Arc::clone(policy),
             until: book.next(&rules),
-            only: [Family::V4, Family::V6].map(|family| healthy(view.members(family), policy)),
+            of: [Family::V4, Family::V6].map(|family| view.members(family).fit(policy)),
         });
         view.healthy.store(Some(Arc::clone(&made)));
         Some(made)
@@ -314,19 +311,26 @@ fn first_turn(key: &UpstreamKey) -> usize {
     usize::try_from(hash_of(name.as_bytes()) >> 32).unwrap_or(0)
 }
 
-/// Indexes of those who are not ejected; `None`: all are used, since nobody is out, or too many
-/// are.
-fn healthy(members: &Members, policy: &OutlierDetection) -> Option<Box<[u32]>> {
-    let candidates = &members.candidates;
-    let fine: Box<[u32]> = (0..)
-        .zip(candidates)
-        .filter(|(_, found)| !found.host.is_ejected())
-        .map(|(at, _)| at)
-        .collect();
-    let ejected = candidates.len() - fine.len();
-    let all =
-        ejected == 0 || outlier::is_panic(candidates.len(), ejected, policy.min_health_percent);
-    (!all).then_some(fine)
+fn choose_in<'a>(
+    set: Set<'a>,
+    (members, turns): (&Members, &AtomicUsize),
+    policy: &TrafficPolicy,
+    draw: u64,
+) -> Option<&'a Candidate> {
+    let turn = || turns.fetch_add(1, Ordering::Relaxed);
+    let load = |at| set.get(at).map_or(u32::MAX, |candidate| candidate.host.active());
+    let by = policy.load_balancer;
+    let at = match warming(policy, members) {
+        None => choose(by, set.len(), load, turn, draw)?,
+        Some((warmup, now)) => {
+            let weight = |at| match set.get(at) {
+                Some(candidate) => warmup::weight(warmup, candidate.host.since, now),
+                None => 0.0,
+            };
+            choose_weighted(by, set.len(), load, turn, draw, weight)?
+        }
+    };
+    set.get(at)
 }
 
 /// The policy's warm-up, and the time, while anybody may be in it.

@@ -56,7 +56,7 @@ pub(super) fn status(reply: &StatusReply) -> String {
 }
 
 pub(super) fn workloads(reply: &WorkloadsReply) -> String {
-    let header = ["NAMESPACE", "NAME", "NODE", "IP", "STATE", "MODE", "IDENTITY"];
+    let header = ["NAMESPACE", "NAME", "NODE", "LOCALITY", "IP", "STATE", "MODE", "IDENTITY"];
     let rows = reply.workloads.iter().map(|row| {
         let ports = row.port_modes.iter().map(|(port, mode)| format!("{port}={mode}"));
         let modes: Vec<String> = std::iter::once(row.mode.clone()).chain(ports).collect();
@@ -64,6 +64,7 @@ pub(super) fn workloads(reply: &WorkloadsReply) -> String {
             row.namespace.clone(),
             row.name.clone(),
             or_none(&row.node).to_owned(),
+            or_none(&row.locality).to_owned(),
             or_none(&row.ips.join(",")).to_owned(),
             row.state.clone(),
             modes.join(","),

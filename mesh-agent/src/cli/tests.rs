@@ -21,7 +21,13 @@ fn text(of: &str) -> String {
 }
 
 fn endpoint(address: &str, ready: bool) -> Endpoint {
-    Endpoint { address: text(address), workload: text("shop/cart-1"), ready, enrolled: true }
+    Endpoint {
+        address: text(address),
+        workload: text("shop/cart-1"),
+        ready,
+        enrolled: true,
+        locality: text("eu/a"),
+    }
 }
 
 #[test]
@@ -88,6 +94,7 @@ fn workloads() {
         namespace: text("shop"),
         name: text(name),
         node: text("node-1"),
+        locality: text("eu/a"),
         ips: vec![text("10.1.0.2"), text("fd00::2")],
         identity: text("spiffe://cluster.local/ns/shop/sa/cart"),
         state: text(state),
@@ -95,14 +102,19 @@ fn workloads() {
         port_modes: ports.iter().map(|(port, mode)| (*port, text(mode))).collect(),
         ..Workload::default()
     };
-    let pending = Workload { node: text(""), ips: Vec::new(), ..row("cart-2", "pending", &[]) };
+    let pending = Workload {
+        node: text(""),
+        locality: text(""),
+        ips: Vec::new(),
+        ..row("cart-2", "pending", &[])
+    };
     let workloads = vec![row("cart-1", "in mesh", &[(8080, "PERMISSIVE")]), pending];
     check(
         table::workloads(&WorkloadsReply { workloads }),
         expect![[r#"
-        NAMESPACE   NAME     NODE     IP                 STATE     MODE                     IDENTITY
-        shop        cart-1   node-1   10.1.0.2,fd00::2   in mesh   STRICT,8080=PERMISSIVE   spiffe://cluster.local/ns/shop/sa/cart
-        shop        cart-2   -        -                  pending   STRICT                   spiffe://cluster.local/ns/shop/sa/cart
+        NAMESPACE   NAME     NODE     LOCALITY   IP                 STATE     MODE                     IDENTITY
+        shop        cart-1   node-1   eu/a       10.1.0.2,fd00::2   in mesh   STRICT,8080=PERMISSIVE   spiffe://cluster.local/ns/shop/sa/cart
+        shop        cart-2   -        -          -                  pending   STRICT                   spiffe://cluster.local/ns/shop/sa/cart
     "#]],
     );
     check(

@@ -15,7 +15,7 @@ use super::translate::{
     EntryFacts, MeshFacts, PeerFacts, PodFacts, RateLimitFacts, RuleFacts, ServiceFacts,
     SliceFacts, UnenforcedFacts, VirtualServiceFacts,
 };
-use crate::model::{MeshSettings, ObjectRef};
+use crate::model::{Locality, MeshSettings, ObjectRef};
 
 /// What an installation decides once; it never changes while the agent runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ impl Default for Settings {
 pub struct Key {
     /// Kind.
     pub kind: Kind,
-    /// Namespace; empty for a `Namespace`.
+    /// Namespace; empty for a `Namespace` or a `Node`.
     pub namespace: Arc<str>,
     /// Name.
     pub name: Arc<str>,
@@ -74,6 +74,8 @@ pub struct Object {
 #[derive(Debug)]
 pub(super) enum Body {
     Namespace(Labels),
+    /// Where it is; `None`: its labels do not say.
+    Node(Option<Arc<Locality>>),
     ServiceAccount,
     Pod(Box<PodFacts>),
     Service(ServiceFacts),
@@ -163,6 +165,16 @@ impl Objects {
     /// Whether a file has objects in force.
     pub(super) fn has_any_of(&self, file: &str) -> bool {
         self.files.get(file).is_some_and(|state| !state.objects.is_empty())
+    }
+
+    /// Whether the file has this node in this place already: of a node, which the API server tells of
+    /// every few minutes, nothing else counts.
+    pub(super) fn has_same_node(&self, file: &str, node: &Object) -> bool {
+        let known = self.files.get(file).and_then(|state| state.objects.get(&node.key));
+        match (known.map(|known| &known.body), &node.body) {
+            (Some(Body::Node(known)), Body::Node(new)) => known == new,
+            _ => false,
+        }
     }
 
     /// Forgets a file's objects.

@@ -56,6 +56,15 @@ pub(super) struct Attempts<'a, 'b, C: Connect> {
     pub(super) progress: &'a Rc<Progress>,
 }
 
+/// Endpoints of earlier attempts.
+#[derive(Default)]
+struct Past {
+    /// Others are chosen, while there are any.
+    tried: Vec<SocketAddr>,
+    /// Other localities are (`retryRemoteLocalities`).
+    leave: Vec<SocketAddr>,
+}
+
 /// How one attempt ended.
 enum Ended {
     Answer(Box<Answer>),
@@ -140,12 +149,12 @@ impl<C: Connect> Attempts<'_, '_, C> {
             (Some(of_try), Some(of_route)) => Some(of_try.min(of_route)),
             (of_try, of_route) => of_try.or(of_route),
         };
-        let mut tried: Vec<SocketAddr> = Vec::new();
+        let mut past = Past::default();
         let mut number = 0;
         let mut retrying: Option<InFlight> = None;
         loop {
             number += 1;
-            let picked = self.pick(&tried);
+            let picked = self.pick(&past);
             let (endpoint, active) =
                 picked.ok_or(GaveUp { error: HttpError::NoHealthyUpstream, attempts: number })?;
             record.upstream(&endpoint, engine.client.mutual_tls(&endpoint));
@@ -177,7 +186,10 @@ impl<C: Connect> Attempts<'_, '_, C> {
                 Some(_) => outcome == Outcome::NoConnection,
             };
             if elsewhere {
-                tried.push(endpoint.address);
+                past.tried.push(endpoint.address);
+            }
+            if policy.remote_localities {
+                past.leave.push(endpoint.address);
             }
             let wait = retry::back_off(policy.back_off, number, engine.draws.next());
             if in_time(tokio::time::sleep(wait), deadline, &mut None).await.is_err() {
@@ -276,7 +288,7 @@ impl<C: Connect> Attempts<'_, '_, C> {
         failure(error, outcome)
     }
 
-    fn pick(&self, tried: &[SocketAddr]) -> Option<(Endpoint, Option<ActiveGuard>)> {
+    fn pick(&self, past: &Past) -> Option<(Endpoint, Option<ActiveGuard>)> {
         let flow = self.flow;
         let (Some(balancer), Destination::Service(target)) =
             (self.balancer, &flow.plan.destination)
@@ -286,7 +298,7 @@ impl<C: Connect> Attempts<'_, '_, C> {
         if target.is_dialled() {
             return Some((flow.dialled(), None));
         }
-        if target.service.kind == ServiceKind::Headless && tried.is_empty() {
+        if target.service.kind == ServiceKind::Headless && past.tried.is_empty() {
             // The client chose the pod.
             let dialled = flow.connection.facts.destination;
             let endpoint = Live::endpoint_at(target.port, target.subset, dialled);
@@ -295,7 +307,8 @@ impl<C: Connect> Attempts<'_, '_, C> {
             }
         }
         let draw = flow.engine.shared.draws.next();
-        let picked = balancer.pick(&Choice { tried, hash: flow.plan.key.hash, draw })?;
+        let Past { tried, leave } = past;
+        let picked = balancer.pick(&Choice { tried, leave, hash: flow.plan.key.hash, draw })?;
         Some((picked.endpoint, Some(picked.active)))
     }
 }

@@ -152,7 +152,8 @@ impl<C: Connect> Errand<C> {
         let balancer = self.live.upstream(Ask::new(&facts.source, &target, facts.destination));
         let Some(_in_flight) = balancer.admit() else { return };
         let draw = self.engine.shared.draws.next();
-        let Some(picked) = balancer.pick(&Choice { tried: &[], hash: None, draw }) else { return };
+        let choice = Choice { tried: &[], leave: &[], hash: None, draw };
+        let Some(picked) = balancer.pick(&choice) else { return };
         let limits = balancer.connections();
         let to = Target {
             source: &facts.source,

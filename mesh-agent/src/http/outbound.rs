@@ -317,7 +317,13 @@ impl<C: Connect> Flow<'_, C> {
     pub(super) fn dialled(&self) -> Endpoint {
         let address = self.connection.facts.destination;
         let pod = self.live.snapshot.workloads_by_ip.get(&address.ip());
-        Endpoint { address, workload: pod.cloned(), labels: None, readiness: Readiness::Ready }
+        Endpoint {
+            address,
+            workload: pod.cloned(),
+            labels: None,
+            locality: None,
+            readiness: Readiness::Ready,
+        }
     }
 
     // === answering ===

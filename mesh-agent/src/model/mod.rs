@@ -9,6 +9,7 @@ mod external;
 mod filter;
 mod identity;
 mod l4_route;
+mod locality;
 mod policy;
 mod rate_limit;
 mod retry;
@@ -26,6 +27,10 @@ pub use external::{External, ExternalServices, Resolution};
 pub use filter::{Cors, Fault, FaultAbort, Mirror, Share};
 pub use identity::{SpiffeError, SpiffeId};
 pub use l4_route::{L4Facts, L4Match, L4Routes, L4Rule};
+pub use locality::{
+    Distribute, HOSTNAME, Locality, LocalityPattern, LocalitySetting, NETWORK, PriorityLabel,
+    REGION, RegionFailover, SUBZONE, TrafficDistribution, ZONE,
+};
 pub use policy::{MtlsMode, PeerPolicy};
 pub use rate_limit::{Callers, Rate, RateLimit, RateMatch};
 pub use retry::{RetryOn, RetryPolicy};

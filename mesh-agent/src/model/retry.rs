@@ -86,7 +86,7 @@ pub struct RetryPolicy {
     pub on: RetryOn,
     /// `retryOn`, its numbers: statuses that are tried again.
     pub statuses: Arc<[u16]>,
-    /// `retryRemoteLocalities`: further attempts may leave the locality that was preferred.
+    /// `retryRemoteLocalities`: further attempts go to localities that were not tried yet.
     pub remote_localities: bool,
     /// `retryIgnorePreviousHosts`: further attempts go to other endpoints where there are any. Not
     /// heeded under consistent hashing.

@@ -5,8 +5,9 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::locality::topology;
 use super::workload::has_all;
-use super::{External, Workload};
+use super::{External, Locality, TrafficDistribution, Workload};
 
 /// `namespace/name` of a Kubernetes Service; for one of a `ServiceEntry` the name is its host.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -70,6 +71,9 @@ pub struct Endpoint {
     pub workload: Option<Arc<Workload>>,
     /// Labels that a `ServiceEntry` gives it, in place of the pod's.
     pub labels: Option<Arc<BTreeMap<Arc<str>, Arc<str>>>>,
+    /// Where a `ServiceEntry` says that it is, in place of the pod's; of no known pod also what its
+    /// EndpointSlice says.
+    pub locality: Option<Arc<Locality>>,
     /// Whether it takes new work.
     pub readiness: Readiness,
 }
@@ -77,9 +81,24 @@ pub struct Endpoint {
 impl Endpoint {
     /// Whether it has all of these labels.
     pub fn has_labels(&self, wanted: &BTreeMap<Arc<str>, Arc<str>>) -> bool {
+        wanted.is_empty() || self.own_labels().is_some_and(|own| has_all(own, wanted))
+    }
+
+    /// Where it is; `None`: not known.
+    pub fn locality(&self) -> Option<&Locality> {
+        let of_pod = || self.workload.as_ref()?.locality.as_deref();
+        self.locality.as_deref().or_else(of_pod)
+    }
+
+    /// Its label, or what its node says of where it is, as `failoverPriority` sees it; empty without.
+    pub fn topology(&self, key: &str) -> &str {
+        let node = self.workload.as_ref().map_or("", |workload| &workload.node);
+        topology(key, (self.locality(), node), self.own_labels())
+    }
+
+    fn own_labels(&self) -> Option<&BTreeMap<Arc<str>, Arc<str>>> {
         let own = self.labels.as_deref();
-        let labels = own.or_else(|| self.workload.as_ref().map(|workload| &workload.labels));
-        wanted.is_empty() || labels.is_some_and(|own| has_all(own, wanted))
+        own.or_else(|| self.workload.as_ref().map(|workload| &workload.labels))
     }
 }
 
@@ -129,6 +148,8 @@ pub struct Service {
     pub addresses: Vec<IpAddr>,
     /// How it is addressed.
     pub kind: ServiceKind,
+    /// Which endpoints it prefers, where no `DestinationRule` says.
+    pub distribution: Option<TrafficDistribution>,
     /// `metadata.creationTimestamp`, seconds since the epoch.
     pub created: i64,
     /// TCP ports.

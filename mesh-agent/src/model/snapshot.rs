@@ -8,8 +8,9 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::workload::has_all;
 use super::{
-    Client, DestinationRule, ExternalServices, HostPattern, ObjectRef, RateLimit, Resolution,
-    Selection, Service, ServiceKey, ServiceKind, ServicePort, Subset, VirtualService, Workload,
+    Client, DestinationRule, ExternalServices, HostPattern, LocalitySetting, ObjectRef, RateLimit,
+    Resolution, Selection, Service, ServiceKey, ServiceKind, ServicePort, Subset, VirtualService,
+    Workload,
 };
 
 /// Settings of the whole mesh.
@@ -64,6 +65,9 @@ pub struct Snapshot {
     pub mesh: MeshSettings,
     /// Whether pods reach what is outside the mesh.
     pub outbound: OutboundPolicy,
+    /// What becomes of localities where neither a `DestinationRule` nor a Service says
+    /// (`meshConfig.localityLbSetting`).
+    pub locality: Arc<LocalitySetting>,
     /// Which pods belong in the mesh.
     pub selection: Selection,
     /// Pods by address; finished pods and host-network pods are not here.

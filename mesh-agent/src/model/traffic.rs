@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::header::HeaderName;
 
-use super::{Endpoint, HostPattern, ObjectRef, Visibility};
+use super::{Endpoint, HostPattern, LocalitySetting, ObjectRef, Visibility};
 
 /// `trafficPolicy.loadBalancer`: how an endpoint is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -200,6 +200,8 @@ pub struct TrafficPolicy {
     pub load_balancer: LoadBalancer,
     /// The key, where `load_balancer` hashes.
     pub hash_key: Option<HashKey>,
+    /// `loadBalancer.localityLbSetting`; `None`: what the Service says, else the mesh.
+    pub locality: Option<Arc<LocalitySetting>>,
     /// `loadBalancer.warmup`; for round robin and least request.
     pub warmup: Option<Warmup>,
     /// `connectionPool`.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{PeerPolicy, SpiffeId};
+use super::locality::topology;
+use super::{Locality, PeerPolicy, SpiffeId};
 
 /// `namespace/name` of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -54,6 +55,8 @@ pub struct Workload {
     pub name: WorkloadName,
     /// `spec.nodeName`; empty while unscheduled.
     pub node: Arc<str>,
+    /// Where that is: by its own label `istio-locality`, else by its node's labels; `None`: not known.
+    pub locality: Option<Arc<Locality>>,
     /// Identity, from namespace and `spec.serviceAccountName`.
     pub identity: SpiffeId,
     /// `status.podIPs`. Empty until the network is there.
@@ -108,6 +111,11 @@ impl Workload {
     /// Whether it has all of these labels.
     pub fn has_labels(&self, wanted: &BTreeMap<Arc<str>, Arc<str>>) -> bool {
         has_all(&self.labels, wanted)
+    }
+
+    /// Its label, or what its node says of where it is, as `failoverPriority` sees it; empty without.
+    pub fn topology(&self, key: &str) -> &str {
+        topology(key, (self.locality.as_deref(), &self.node), Some(&self.labels))
     }
 
     /// The owning controller's name as `canonical-name` would give it: label

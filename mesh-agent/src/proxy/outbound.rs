@@ -353,10 +353,13 @@ async fn open_balanced(
     let hash = by_ip.then(|| http::hash_of_ip(facts.peer.ip()));
     let mut last = Failure::NoEndpoint;
     for _ in 0..ATTEMPTS {
-        let picked = balancer.pick(&Choice { tried: &tried, hash, draw: worker.draws.next() });
-        let Some(picked) = picked.filter(|one| !tried.contains(&one.endpoint.address)) else {
-            break;
+        let draw = worker.draws.next();
+        let fresh = |leave| {
+            let picked = balancer.pick(&Choice { tried: &tried, leave, hash, draw })?;
+            (!tried.contains(&picked.endpoint.address)).then_some(picked)
         };
+        // Farther away only once all that are near have been tried.
+        let Some(picked) = fresh(&[]).or_else(|| fresh(&tried)) else { break };
         let Picked { endpoint, active } = picked;
         tried.push(endpoint.address);
         match open_at(worker, facts, (endpoint.address, endpoint.workload), &policy.pool).await {

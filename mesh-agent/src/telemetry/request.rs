@@ -301,6 +301,7 @@ pub(super) mod tests {
             uid: name.into(),
             name: WorkloadName { namespace: "shop".into(), name: name.into() },
             node: "n1".into(),
+            locality: None,
             identity: "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap(),
             ips: vec![],
             labels: [("version".into(), "v7".into())].into(),
@@ -343,6 +344,7 @@ pub(super) mod tests {
                 address: ([10, 0, 0, 1], 80).into(),
                 workload: Some(destination.clone()),
                 labels: None,
+                locality: None,
                 readiness: Readiness::Ready,
             };
             record.upstream(&endpoint, true);

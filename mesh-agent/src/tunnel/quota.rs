@@ -530,8 +530,16 @@ mod tests {
         assert_eq!(flood.len(), 20, "of 46 sockets that others may have");
         let more = std::iter::from_fn(|| quotas[0].connection_from([10, 0, 0, 2].into()));
         let more: Vec<_> = more.collect();
-        assert_eq!(more.len(), 16, "a third of what was left, to another source");
-        assert_eq!(greedy(&quotas[0]).len(), 22, "two thirds of the rest, to the pod itself");
+        assert_eq!(
+            more.len(),
+            20,
+            "another source gets a quarter of the 80 that are left to others"
+        );
+        assert_eq!(
+            greedy(&quotas[0]).len(),
+            20,
+            "the pod itself two thirds of the 30 that are free"
+        );
     }
 
     /// Two pods are flooded one after the other: what is free shrinks after the first flood has got

@@ -2,6 +2,7 @@
 //! bad objects; a server that is away; an agent that starts without it.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use mesh_agent::model::{Snapshot, WorkloadName};
 use xtask::kube::KubeLab;
@@ -146,10 +147,39 @@ fn objects_come_change_and_go() {
         let enrolled =
             |snapshot: &Snapshot| snapshot.workloads_by_ip.values().any(|pod| pod.enrolled);
         follower.until("the pod is enrolled", |snapshot| enrolled(snapshot)).await;
+        node_labels_say_where_pods_are(&lab, &mut follower).await;
         lab.kubectl(&["delete", "endpointslice/web-1", "service/web"]).unwrap();
         lab.kubectl(&["delete", "pod/web-1", "--grace-period=0", "--force"]).unwrap();
         follower.until("the pod is gone", |snapshot| !has_pod(snapshot, "web-1")).await;
     });
+}
+
+async fn node_labels_say_where_pods_are(lab: &KubeLab, follower: &mut Follower) {
+    let place = |snapshot: &Snapshot| {
+        let pod = snapshot.workloads_by_ip.get(&"10.1.0.5".parse().unwrap())?;
+        pod.locality.as_ref().map(ToString::to_string)
+    };
+    let node = "apiVersion: v1
+kind: Node
+metadata:
+  name: node-a
+  labels: {topology.kubernetes.io/region: eu, topology.kubernetes.io/zone: eu-a}
+";
+    apply(lab, node);
+    let is_there = |snapshot: &Arc<Snapshot>| place(snapshot).as_deref() == Some("eu/eu-a");
+    let before = follower.until("the pod is where its node is", is_there).await.generation;
+    // What a kubelet reports every few minutes, and labels that say nothing of places.
+    let status = r#"{"status":{"conditions":[{"type":"Ready","status":"True"}]}}"#;
+    let status = ["--subresource=status", "--type=merge", "-p", status];
+    lab.kubectl(&[&["patch", "node", "node-a"], &status[..]].concat()).unwrap();
+    lab.kubectl(&["label", "node", "node-a", "pool=blue"]).unwrap();
+    lab.kubectl(&["label", "node", "node-a", "--overwrite", "topology.kubernetes.io/zone=eu-b"])
+        .unwrap();
+    let has_moved = |snapshot: &Arc<Snapshot>| place(snapshot).as_deref() == Some("eu/eu-b");
+    let after = follower.until("the node is elsewhere", has_moved).await.generation;
+    assert_eq!(after, before + 1, "nothing else was news");
+    lab.kubectl(&["delete", "node", "node-a"]).unwrap();
+    follower.until("the node is gone", |snapshot| place(snapshot).is_none()).await;
 }
 
 #[test]

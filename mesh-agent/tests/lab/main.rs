@@ -25,6 +25,7 @@ mod http_protocols;
 mod identity;
 mod l4_routes;
 mod limits;
+mod locality;
 mod memory;
 mod mirror;
 mod outside;

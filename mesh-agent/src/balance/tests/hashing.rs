@@ -36,7 +36,12 @@ impl World {
         let web = self.live.snapshot.services.values().next().unwrap();
         let ask = Ask { policy, ..ask(&self.client, web) };
         let hash = Some(hash_of(&key.to_be_bytes()));
-        let choice = Choice { tried, hash, draw: u64::from(key).wrapping_mul(0x9e37_79b9) << 32 };
+        let choice = Choice {
+            tried,
+            leave: &[],
+            hash,
+            draw: u64::from(key).wrapping_mul(0x9e37_79b9) << 32,
+        };
         self.live.upstream(ask).pick(&choice).unwrap().endpoint.address
     }
 }

@@ -11,6 +11,7 @@ use crate::model::{
 };
 
 mod hashing;
+mod locality;
 mod outlier;
 mod warmup;
 
@@ -37,7 +38,7 @@ fn by(load_balancer: LoadBalancer) -> TrafficPolicy {
 }
 
 fn pick(live: &Live, ask: &Ask<'_>, draw: u64) -> Option<Picked> {
-    live.upstream(*ask).pick(&Choice { tried: &[], hash: None, draw })
+    live.upstream(*ask).pick(&Choice { tried: &[], leave: &[], hash: None, draw })
 }
 
 fn at(live: &Live, ask: &Ask<'_>) -> SocketAddr {
@@ -204,7 +205,7 @@ fn a_tried_endpoint_comes_last() {
         let policy = by(policy);
         let balancer = live.upstream(Ask { policy: &policy, ..ask(&client, &web) });
         for draw in [0, u64::MAX / 3, u64::MAX] {
-            let choice = Choice { tried: &[a], hash: None, draw };
+            let choice = Choice { tried: &[a], leave: &[], hash: None, draw };
             assert_eq!(balancer.pick(&choice).unwrap().endpoint.address, b);
             assert!(balancer.pick(&Choice { tried: &[a, b], ..choice }).is_some());
         }

@@ -57,7 +57,7 @@ impl World {
         let web = self.live.snapshot.services.values().next().unwrap();
         let policy = &self.live.snapshot.destination_rules["shop"][0].policy;
         let ask = Ask { policy, ..ask(&self.client, web) };
-        self.live.upstream(ask).pick(&Choice { tried, hash: None, draw: 7 })
+        self.live.upstream(ask).pick(&Choice { tried, leave: &[], hash: None, draw: 7 })
     }
 
     /// A guard at this endpoint, be it ejected or not.
@@ -279,7 +279,7 @@ async fn another_client_is_not_concerned() {
     let web = world.live.snapshot.services.values().next().unwrap();
     let policy = &world.live.snapshot.destination_rules["shop"][0].policy;
     let balancer = world.live.upstream(Ask { policy, ..ask(&other, web) });
-    let choice = Choice { tried: &[], hash: None, draw: 0 };
+    let choice = Choice { tried: &[], leave: &[], hash: None, draw: 0 };
     assert!((0..2).any(|_| balancer.pick(&choice).unwrap().endpoint.address == A.parse().unwrap()));
 }
 
@@ -292,7 +292,7 @@ async fn a_key_leaves_an_ejected_endpoint_and_comes_back() {
         let web = world.live.snapshot.services.values().next().unwrap();
         let policy = &world.live.snapshot.destination_rules["shop"][0].policy;
         let balancer = world.live.upstream(Ask { policy, ..ask(&world.client, web) });
-        balancer.pick(&Choice { tried: &[], hash: Some(hash), draw: 0 }).unwrap()
+        balancer.pick(&Choice { tried: &[], leave: &[], hash: Some(hash), draw: 0 }).unwrap()
     };
     let keys = || (0..300_u32).map(|key| crate::balance::hash_of(&key.to_be_bytes()));
     let before: Vec<_> = keys().map(|key| go(&world, key).endpoint.address).collect();

@@ -1,4 +1,4 @@
-//! Core kinds: Pod, Service, EndpointSlice. Of Namespace and ServiceAccount only the metadata is
+//! Core kinds: Pod, Service, EndpointSlice. Of Namespace, Node and ServiceAccount only the metadata is
 //! read. Fields that the mesh does not read are not here: a deliberate choice, for memory per pod.
 
 use std::net::IpAddr;
@@ -126,6 +126,7 @@ pub(in crate::config) struct ServiceSpec {
     pub(in crate::config) ports: Vec<ServicePort>,
     pub(in crate::config) publish_not_ready_addresses: bool,
     pub(in crate::config) session_affinity: String,
+    pub(in crate::config) traffic_distribution: Option<String>,
 }
 
 /// `Service.spec.ports[]`.
@@ -175,6 +176,7 @@ pub(in crate::config) struct SliceEndpoint {
     pub(in crate::config) addresses: Vec<IpAddr>,
     pub(in crate::config) conditions: Conditions,
     pub(in crate::config) target_ref: Option<TargetRef>,
+    pub(in crate::config) zone: Option<Arc<str>>,
 }
 
 /// `EndpointSlice.endpoints[].conditions`.

@@ -89,7 +89,7 @@ pub(in crate::config) struct LoadBalancer {
     /// Requests with the same key go to the same endpoint.
     pub(in crate::config) consistent_hash: Option<ConsistentHash>,
     /// Preference for endpoints that are near.
-    locality_lb_setting: Option<Unsupported<LocalityLb>>,
+    pub(in crate::config) locality_lb_setting: Option<LocalityLb>,
     zone_aware_lb_setting: Option<Unsupported<ZoneAwareLb>>,
     /// New endpoints get less at first.
     pub(in crate::config) warmup: Option<Warmup>,
@@ -241,34 +241,34 @@ pub(in crate::config) struct Maglev {
 /// `trafficPolicy.loadBalancer.localityLbSetting`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
-struct LocalityLb {
-    enabled: Option<bool>,
+pub(in crate::config) struct LocalityLb {
+    pub(in crate::config) enabled: Option<bool>,
     /// Fixed shares.
-    distribute: Vec<Distribute>,
+    pub(in crate::config) distribute: Vec<Distribute>,
     /// Where to go when a region has too few healthy endpoints.
-    failover: Vec<Failover>,
+    pub(in crate::config) failover: Vec<Failover>,
     /// Labels that make an endpoint near, the most important first.
-    failover_priority: Vec<String>,
+    pub(in crate::config) failover_priority: Vec<String>,
 }
 
 /// `trafficPolicy.loadBalancer.localityLbSetting.distribute[]`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
-struct Distribute {
+pub(in crate::config) struct Distribute {
     /// `region/zone/subzone` of the client.
-    from: String,
+    pub(in crate::config) from: String,
     /// Shares by locality; their sum is 100.
-    to: BTreeMap<String, u32>,
+    pub(in crate::config) to: BTreeMap<String, u32>,
 }
 
 /// A region, and the one in its place.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
-struct Failover {
+pub(in crate::config) struct Failover {
     /// A region.
-    from: String,
+    pub(in crate::config) from: String,
     /// A region.
-    to: String,
+    pub(in crate::config) to: String,
 }
 
 /// `trafficPolicy.loadBalancer.zoneAwareLbSetting`.

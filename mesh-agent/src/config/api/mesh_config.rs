@@ -2,11 +2,14 @@
 
 use serde::Deserialize;
 
+use super::destination_rule::LocalityLb;
+
 /// Keys that are read.
-pub(in crate::config) const KEYS: [&str; 6] = [
+pub(in crate::config) const KEYS: [&str; 7] = [
     "trustDomain",
     "rootNamespace",
     "outboundTrafficPolicy",
+    "localityLbSetting",
     "defaultServiceExportTo",
     "defaultVirtualServiceExportTo",
     "defaultDestinationRuleExportTo",
@@ -22,6 +25,8 @@ pub(in crate::config) struct MeshConfig {
     pub(in crate::config) root_namespace: Option<String>,
     /// What happens to connections to an address that the mesh does not know.
     pub(in crate::config) outbound_traffic_policy: Option<OutboundTrafficPolicy>,
+    /// What becomes of localities where neither a DestinationRule nor a Service says.
+    pub(in crate::config) locality_lb_setting: Option<LocalityLb>,
     /// `exportTo` of Services without the annotation.
     pub(in crate::config) default_service_export_to: Vec<String>,
     /// `exportTo` of VirtualServices that have none.

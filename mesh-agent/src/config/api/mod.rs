@@ -32,9 +32,9 @@ pub(super) use core::{
     SlicePort,
 };
 pub(super) use destination_rule::{
-    ConnectionPool, ConsistentHash, DestinationRule, H2UpgradePolicy, HttpCookie, HttpPool,
-    LoadBalancer, OutlierDetection, RetryBudget, SimpleLb, TcpKeepalive, TcpPool, Tls, TlsMode,
-    TrafficPolicy, Warmup,
+    ConnectionPool, ConsistentHash, DestinationRule, Distribute, Failover, H2UpgradePolicy,
+    HttpCookie, HttpPool, LoadBalancer, LocalityLb, OutlierDetection, RetryBudget, SimpleLb,
+    TcpKeepalive, TcpPool, Tls, TlsMode, TrafficPolicy, Warmup,
 };
 pub(super) use gateway::Gateway;
 pub(super) use l4_route::{TcpMatch, TcpRoute, TlsMatch, TlsRoute, WeightedDestination};
@@ -63,6 +63,8 @@ pub(super) use workload_group::WorkloadGroup;
 pub enum Kind {
     /// core/v1
     Namespace,
+    /// core/v1, and of these only labels.
+    Node,
     /// core/v1
     Pod,
     /// core/v1
@@ -91,8 +93,9 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Namespace,
+        Self::Node,
         Self::Pod,
         Self::Service,
         Self::EndpointSlice,
@@ -111,6 +114,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Namespace => "Namespace",
+            Self::Node => "Node",
             Self::Pod => "Pod",
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
@@ -130,6 +134,7 @@ impl Kind {
     pub(super) fn plural(self) -> &'static str {
         match self {
             Self::Namespace => "namespaces",
+            Self::Node => "nodes",
             Self::Pod => "pods",
             Self::Service => "services",
             Self::EndpointSlice => "endpointslices",
@@ -149,6 +154,7 @@ impl Kind {
     pub fn versions(self) -> &'static [&'static str] {
         match self {
             Self::Namespace
+            | Self::Node
             | Self::Pod
             | Self::Service
             | Self::ServiceAccount
@@ -169,6 +175,11 @@ impl Kind {
     /// The only name that the mesh reads objects of the kind by, if there is one.
     pub(super) fn only_name(self) -> Option<&'static str> {
         (self == Self::ConfigMap).then_some("istio")
+    }
+
+    /// Whether objects of the kind are in no namespace.
+    pub(super) fn is_cluster_scoped(self) -> bool {
+        matches!(self, Self::Namespace | Self::Node)
     }
 
     /// The kind of that name.

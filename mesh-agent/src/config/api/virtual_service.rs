@@ -256,7 +256,6 @@ pub(in crate::config) struct Retries {
         "`retriable-headers` and `http3-post-connect-failure` have no effect, as in a sidecar"
     ))]
     pub(in crate::config) retry_on: String,
-    #[schemars(transform = limit("no locality is preferred yet: any attempt may leave it"))]
     pub(in crate::config) retry_remote_localities: Option<bool>,
     pub(in crate::config) retry_ignore_previous_hosts: Option<bool>,
     /// Base of the time between tries.

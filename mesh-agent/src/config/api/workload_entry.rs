@@ -34,7 +34,7 @@ pub(in crate::config) struct WorkloadEntry {
     network: Option<Unsupported<String>>,
     /// `region/zone/subzone`.
     #[schemars(length(max = 2048))]
-    locality: Option<Unsupported<String>>,
+    pub(in crate::config) locality: Option<String>,
     /// Share of connections, relative to the others; 1, if unset.
     #[schemars(with = "u32")]
     weight: Option<Unsupported<u32>>,

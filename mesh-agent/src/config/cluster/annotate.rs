@@ -184,6 +184,7 @@ mod tests {
             uid: "u".into(),
             name: WorkloadName { namespace: "shop".into(), name: "web".into() },
             node: "n1".into(),
+            locality: None,
             identity: SpiffeId {
                 trust_domain: "cluster.local".into(),
                 namespace: "shop".into(),

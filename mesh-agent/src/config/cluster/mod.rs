@@ -137,6 +137,8 @@ struct Reader {
     keys: BTreeMap<Kind, HashSet<Key>>,
     /// Whether there is something to be in force: from disk, or every kind was listed.
     ready: bool,
+    /// Something has come since the last compilation that may make a difference.
+    is_stale: bool,
     observe: Option<channel::Sender<Option<Arc<Observed>>>>,
     /// What goes there, and whether it has changed since.
     seen: BTreeMap<Key, Arc<Seen>>,
@@ -152,6 +154,7 @@ impl Reader {
             kinds,
             keys: BTreeMap::new(),
             ready: false,
+            is_stale: true,
             observe: None,
             seen: BTreeMap::new(),
             is_news: true,
@@ -171,7 +174,7 @@ impl Reader {
             }
         }
         if reader.ready {
-            reader.store.compile();
+            reader.compile();
             tracing::info!(
                 objects = reader.objects(),
                 "configuration of an earlier agent in force"
@@ -185,7 +188,7 @@ impl Reader {
     }
 
     fn take(mut self, batch: Vec<Heard>, answers: &Arc<Answers>) -> Self {
-        self.store.resolve(answers);
+        self.is_stale |= self.store.resolve(answers);
         for heard in batch {
             self.hear(heard);
         }
@@ -205,9 +208,16 @@ impl Reader {
             if !was_ready {
                 tracing::info!(objects = self.objects(), "every kind has been listed");
             }
-            self.store.compile();
+            if self.is_stale {
+                self.compile();
+            }
         }
         self
+    }
+
+    fn compile(&mut self) {
+        self.is_stale = false;
+        self.store.compile();
     }
 
     fn hear(&mut self, heard: Heard) {
@@ -271,7 +281,14 @@ impl Reader {
         let parsed = object(value, &self.store.objects.settings().mesh);
         let accepted = parsed.accepted.first().map(|object| object.key.clone());
         let key = accepted.clone().or_else(|| parsed.rejected.first().cloned())?;
-        self.store.objects.apply(&name_of(&key), parsed, now());
+        let name = name_of(&key);
+        let is_same = |node| self.store.objects.has_same_node(&name, node);
+        if kind == Kind::Node && parsed.accepted.first().is_some_and(is_same) {
+            // Every node's status changes every few minutes.
+            return Some(key);
+        }
+        self.is_stale = true;
+        self.store.objects.apply(&name, parsed, now());
         self.keys.entry(kind).or_default().insert(key.clone());
         if let (Some(cache), Some(value), Some(_)) = (&mut self.cache, kept, accepted)
             && let Err(error) = cache.put(&key, value)
@@ -282,6 +299,7 @@ impl Reader {
     }
 
     fn remove(&mut self, key: &Key) {
+        self.is_stale = true;
         self.is_news |= self.seen.remove(key).is_some();
         self.store.objects.remove(&name_of(key));
         self.keys.entry(key.kind).or_default().remove(key);
@@ -340,4 +358,70 @@ impl Reader {
 /// Each object is a source of its own in the store.
 fn name_of(key: &Key) -> String {
     format!("{}/{}/{}", key.kind.name(), key.namespace, key.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn publish() -> Publish {
+        Publish {
+            snapshot: channel::channel(Arc::default()).0,
+            diagnostics: channel::channel(Arc::default()).0,
+            missing: channel::channel(Arc::default()).0,
+        }
+    }
+
+    /// A node as the API server has it, with what its kubelet says every few minutes.
+    fn node(zone: &str, heard: u32) -> DynamicObject {
+        let object = json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {
+                "name": "n1",
+                "uid": "1",
+                "resourceVersion": heard.to_string(),
+                "labels": {
+                    "topology.kubernetes.io/zone": zone,
+                    "heard": heard.to_string(),
+                },
+                "annotations": { "volumes.kubernetes.io/heard": heard.to_string() },
+            },
+            "spec": { "podCIDR": "10.1.0.0/24" },
+            "status": { "conditions": [{ "type": "Ready", "lastHeartbeatTime": heard.to_string() }] },
+        });
+        serde_json::from_value(object).unwrap()
+    }
+
+    #[test]
+    fn a_node_is_news_only_if_it_is_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let size = || std::fs::metadata(dir.path().join("objects")).unwrap().len();
+        let store = Store::new(Settings::default(), &publish());
+        let mut reader = Reader::open(store, Some(dir.path().to_owned()));
+        let answers = Arc::default();
+        let all =
+            Kind::ALL.into_iter().flat_map(|kind| [Heard::Begin(kind), Heard::Complete(kind)]);
+        reader = reader.take(all.collect(), &answers);
+        let mut told = Vec::new();
+        for (zone, heard) in [("a", 1), ("a", 2), ("a", 3), ("b", 4), ("b", 5)] {
+            let before = size();
+            reader.hear(Heard::Applied(Kind::Node, Box::new(node(zone, heard))));
+            let is_stale = reader.is_stale;
+            reader = reader.take(Vec::new(), &answers);
+            told.push((is_stale, size() > before));
+        }
+        let (news, none) = ((true, true), (false, false));
+        assert_eq!(told, [news, none, none, news, none]);
+        // A list that has it is no news either; one that lacks it is.
+        reader.hear(Heard::Begin(Kind::Node));
+        reader.hear(Heard::Found(Kind::Node, Box::new(node("b", 6))));
+        reader.hear(Heard::Complete(Kind::Node));
+        assert!(!reader.is_stale);
+        reader.hear(Heard::Begin(Kind::Node));
+        reader.hear(Heard::Complete(Kind::Node));
+        assert!(reader.is_stale);
+    }
 }

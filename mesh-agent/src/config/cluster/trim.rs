@@ -8,6 +8,7 @@ use kube::api::DynamicObject;
 use serde_json::{Map, Value, json};
 
 use super::super::api::Kind;
+use super::super::translate::NODE_LABELS;
 
 /// `kubectl apply` keeps the whole object in it once more.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -37,7 +38,8 @@ pub(super) fn trim(kind: Kind, object: DynamicObject) -> Value {
     if let Value::Object(data) = data {
         for (field, value) in data {
             match (kind, field.as_str()) {
-                (_, "apiVersion" | "kind") | (Kind::Namespace | Kind::ServiceAccount, _) => {}
+                (_, "apiVersion" | "kind")
+                | (Kind::Namespace | Kind::Node | Kind::ServiceAccount, _) => {}
                 (Kind::Pod, "spec") => {
                     kept.insert(field, pod_spec(value));
                 }
@@ -61,12 +63,16 @@ fn trim_metadata(
 ) -> Value {
     let mut annotations = metadata.annotations.unwrap_or_default();
     annotations.remove(LAST_APPLIED);
-    if kind == Kind::EndpointSlice || kind == Kind::Namespace {
+    if matches!(kind, Kind::EndpointSlice | Kind::Namespace | Kind::Node) {
         annotations.clear();
+    }
+    let mut labels = metadata.labels.unwrap_or_default();
+    if kind == Kind::Node {
+        labels.retain(|key, _| NODE_LABELS.contains(&key.as_str()));
     }
     let mut kept = json!({
         "name": metadata.name.unwrap_or_default(),
-        "labels": metadata.labels.unwrap_or_default(),
+        "labels": labels,
         "annotations": annotations,
     });
     let namespace = metadata.namespace.map(Value::from);

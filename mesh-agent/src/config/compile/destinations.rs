@@ -160,10 +160,12 @@ fn effective(top: &PolicyFacts, subset: Option<&PolicyFacts>, port: Option<u16>)
             retry_budget: own.retry_budget.or(base.retry_budget),
         },
     };
-    let Balancing { load_balancer, hash_key, warmup } = blocks.load_balancer.unwrap_or_default();
+    let Balancing { load_balancer, hash_key, locality, warmup } =
+        blocks.load_balancer.unwrap_or_default();
     TrafficPolicy {
         load_balancer,
         hash_key,
+        locality,
         warmup,
         pool: blocks.connection_pool.unwrap_or_default(),
         outlier: blocks.outlier,

@@ -143,6 +143,7 @@ fn service(
         hostname: Arc::clone(&key.name),
         addresses: facts.addresses.clone(),
         kind: ServiceKind::External(Box::new(external)),
+        distribution: None,
         created: entry.created,
         key,
     }
@@ -218,15 +219,14 @@ fn resolved(
         Address::Name(name) => sources.answers.get(name).map_or(&[], Vec::as_slice),
     };
     let target = written.ports.get(&port.name).copied().unwrap_or(port.target);
-    let labels = (!written.labels.is_empty()).then_some(&written.labels);
-    ips.iter().map(|ip| listening(*ip, target, labels, facts, sources)).collect()
+    ips.iter().map(|ip| listening(*ip, target, Some(written), facts, sources)).collect()
 }
 
 /// The endpoint at an address. Only inside the mesh is it the pod that has the address.
 fn listening(
     ip: IpAddr,
     port: u16,
-    labels: Option<&Arc<Labels>>,
+    written: Option<&EntryEndpoint>,
     facts: &EntryFacts,
     sources: &Sources<'_>,
 ) -> Endpoint {
@@ -234,7 +234,8 @@ fn listening(
     Endpoint {
         address: SocketAddr::new(ip, port),
         workload: pod,
-        labels: labels.cloned(),
+        labels: written.map(|one| &one.labels).filter(|labels| !labels.is_empty()).cloned(),
+        locality: written.and_then(|one| one.locality.clone()),
         readiness: Readiness::Ready,
     }
 }
@@ -260,6 +261,7 @@ fn selected(
                 address: SocketAddr::new(*ip, port.target),
                 workload: pod.cloned(),
                 labels: None,
+                locality: None,
                 readiness: facts.readiness(),
             });
         }

@@ -46,6 +46,7 @@ pub fn compile(objects: &Objects, previous: &Snapshot) -> Compiled {
         generation: previous.generation,
         mesh: objects.settings().mesh.clone(),
         outbound: view.mesh.outbound,
+        locality: share(view.mesh.locality.clone(), Some(&previous.locality)),
         selection: workloads::selection(&view, objects.settings().istio_labels),
         ..Snapshot::default()
     };
@@ -76,6 +77,7 @@ fn same(a: &Snapshot, b: &Snapshot) -> bool {
     };
     a.mesh == b.mesh
         && a.outbound == b.outbound
+        && a.locality == b.locality
         && a.selection == b.selection
         && same_map(&a.workloads_by_uid, &b.workloads_by_uid)
         && same_map(&a.workloads_by_ip, &b.workloads_by_ip)

@@ -11,7 +11,8 @@ use super::workloads::Workloads;
 use crate::config::diagnostic::Diagnostic;
 use crate::config::translate::{PortFacts, ServiceFacts, SliceFacts};
 use crate::model::{
-    Endpoint, Protocol, Readiness, Service, ServiceKey, ServiceKind, ServicePort, Snapshot,
+    Endpoint, Locality, Protocol, Readiness, Service, ServiceKey, ServiceKind, ServicePort,
+    Snapshot,
 };
 
 /// Compiles every service into `snapshot`.
@@ -23,8 +24,9 @@ pub(super) fn compile(
     diagnostics: &mut Vec<Diagnostic>,
 ) {
     let mut headless = FxHashMap::default();
+    let sources = Sources { view, pods, zones: zones(view) };
     for entry in &view.services {
-        let service = service(entry, view, pods, previous);
+        let service = service(entry, &sources, previous);
         let service = share(service, previous.services.get(&entry_key(entry)));
         let mut report = entry.report();
         for (ip, field) in &entry.facts.addresses {
@@ -56,6 +58,32 @@ pub(super) fn compile(
         headless.into_iter().filter_map(|(address, owner)| Some((address, owner?))).collect();
 }
 
+/// What services are made of.
+struct Sources<'a> {
+    view: &'a View<'a>,
+    pods: &'a Workloads,
+    zones: Zones<'a>,
+}
+
+/// Zones of nodes, each with its region: an EndpointSlice names the zone alone.
+struct Zones<'a>(FxHashMap<&'a str, Arc<Locality>>);
+
+fn zones<'a>(view: &View<'a>) -> Zones<'a> {
+    let mut zones = FxHashMap::default();
+    for of_node in view.nodes.values().copied().filter(|of_node| !of_node.zone.is_empty()) {
+        let whole = || Arc::new(Locality { subzone: Arc::default(), ..Locality::clone(of_node) });
+        zones.entry(&*of_node.zone).or_insert_with(whole);
+    }
+    Zones(zones)
+}
+
+impl Zones<'_> {
+    fn locality(&self, zone: &Arc<str>) -> Arc<Locality> {
+        let unknown = || Locality { zone: Arc::clone(zone), ..Locality::default() };
+        self.0.get(&**zone).map_or_else(|| Arc::new(unknown()), Arc::clone)
+    }
+}
+
 fn entry_key(entry: &Entry<'_, ServiceFacts>) -> ServiceKey {
     let key = &entry.object.key;
     ServiceKey { namespace: Arc::clone(&key.namespace), name: Arc::clone(&key.name) }
@@ -63,8 +91,7 @@ fn entry_key(entry: &Entry<'_, ServiceFacts>) -> ServiceKey {
 
 fn service(
     entry: &Entry<'_, ServiceFacts>,
-    view: &View<'_>,
-    pods: &Workloads,
+    Sources { view, pods, zones }: &Sources<'_>,
     previous: &Snapshot,
 ) -> Service {
     let (key, facts) = (entry_key(entry), entry.facts);
@@ -76,7 +103,7 @@ fn service(
     };
     let before = previous.services.get(&key);
     let ports = facts.ports.iter().map(|port| {
-        let endpoints = endpoints(port, facts.publish_not_ready, slices, pods);
+        let endpoints = endpoints(port, facts.publish_not_ready, slices, (pods, zones));
         let same = before
             .and_then(|before| before.port(port.port))
             .filter(|before| *before.endpoints == *endpoints);
@@ -94,6 +121,7 @@ fn service(
         hostname: Arc::clone(&facts.host),
         addresses: facts.addresses.iter().map(|(ip, _)| *ip).collect(),
         kind: facts.kind.clone(),
+        distribution: facts.distribution,
         created: entry.created,
     }
 }
@@ -103,17 +131,23 @@ fn endpoints(
     port: &PortFacts,
     publish_not_ready: bool,
     slices: &[&SliceFacts],
-    pods: &Workloads,
+    (pods, zones): (&Workloads, &Zones<'_>),
 ) -> Vec<Endpoint> {
     let mut found = Vec::new();
     for slice in slices {
         for (_, target) in slice.ports.iter().filter(|(name, _)| *name == port.name) {
             for endpoint in &slice.endpoints {
                 for ip in &endpoint.addresses {
+                    let workload = pods.behind(*ip, endpoint.pod.as_ref());
+                    let locality = match workload {
+                        None => endpoint.zone.as_ref().map(|zone| zones.locality(zone)),
+                        Some(_) => None,
+                    };
                     found.push(Endpoint {
                         address: SocketAddr::new(*ip, *target),
-                        workload: pods.behind(*ip, endpoint.pod.as_ref()).cloned(),
+                        workload: workload.cloned(),
                         labels: None,
+                        locality,
                         readiness: match endpoint.readiness {
                             _ if publish_not_ready => Readiness::Ready,
                             readiness => readiness,

@@ -2,6 +2,7 @@
 //! (istio-surface 1.0, "Order of object precedence").
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use crate::config::api::Labels;
 use crate::config::diagnostic::Report;
@@ -10,6 +11,7 @@ use crate::config::translate::{
     EntryFacts, MeshFacts, PeerFacts, PodFacts, RateLimitFacts, RuleFacts, ServiceFacts,
     SliceFacts, UnenforcedFacts, VirtualServiceFacts,
 };
+use crate::model::Locality;
 
 /// An object in force with its facts.
 pub(super) struct Entry<'a, T> {
@@ -39,6 +41,8 @@ impl<T> Entry<'_, T> {
 pub(super) struct View<'a> {
     /// Labels of namespaces, by name.
     pub(super) namespaces: HashMap<&'a str, Entry<'a, Labels>>,
+    /// Where nodes are, by name; those whose labels do not say are not here.
+    pub(super) nodes: BTreeMap<&'a str, &'a Arc<Locality>>,
     /// Pods.
     pub(super) pods: Vec<Entry<'a, PodFacts>>,
     /// Services.
@@ -70,6 +74,9 @@ impl<'a> View<'a> {
             match &object.body {
                 Body::Namespace(facts) => {
                     view.namespaces.insert(&key.name, Entry { object, created, facts });
+                }
+                Body::Node(locality) => {
+                    view.nodes.extend(locality.as_ref().map(|found| (&*key.name, found)));
                 }
                 Body::ServiceAccount => {}
                 Body::Pod(facts) => view.pods.push(Entry { object, created, facts }),

@@ -60,6 +60,9 @@ pub(super) fn compile(
         }
         workload.selected = wanted && pod.mark.unfit.is_none();
         workload.enrolled |= objects.is_announced(&workload.uid);
+        if workload.locality.is_none() {
+            workload.locality = view.nodes.get(&*workload.node).map(|found| Arc::clone(found));
+        }
         workload.peer_policy = peers.policy(&workload);
         let before = previous.workloads_by_uid.get(&workload.uid);
         let workload = share(workload, before);

@@ -188,7 +188,7 @@ fn metadata(
 /// The key of an object; without a namespace it is in `default`.
 pub(in crate::config) fn key_of(kind: Kind, namespace: Option<&str>, name: &str) -> Key {
     let namespace = match kind {
-        Kind::Namespace => "",
+        kind if kind.is_cluster_scoped() => "",
         _ => namespace.filter(|name| !name.is_empty()).unwrap_or("default"),
     };
     Key { kind, namespace: namespace.into(), name: name.into() }
@@ -249,6 +249,7 @@ fn body(
     let spec = map.remove("spec").unwrap_or_else(|| Value::Object(Map::new()));
     match kind {
         Kind::Namespace => Some(Body::Namespace(metadata.labels.clone())),
+        Kind::Node => Some(Body::Node(translate::node(&metadata.labels))),
         Kind::ServiceAccount => Some(Body::ServiceAccount),
         Kind::Pod => {
             map.insert("spec".to_owned(), spec);
@@ -258,7 +259,7 @@ fn body(
         Kind::Service => {
             map.insert("spec".to_owned(), spec);
             let service: api::Service = typed(Value::Object(map), "", false, report)?;
-            Some(Body::Service(translate::service(service, scope, &metadata.name, report)))
+            Some(Body::Service(translate::service(service, metadata, scope, report)))
         }
         Kind::EndpointSlice => {
             let slice: api::EndpointSlice = typed(Value::Object(map), "", false, report)?;

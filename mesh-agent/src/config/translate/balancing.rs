@@ -1,5 +1,5 @@
-//! `trafficPolicy.loadBalancer`: algorithm, key of consistent hashing, warm-up (istio-surface 1.2).
-//! Pure.
+//! `trafficPolicy.loadBalancer`: algorithm, key of consistent hashing, warm-up (istio-surface 1.2);
+//! localities are in a file of their own. Pure.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use http::header::{HeaderName, HeaderValue};
 
+use super::locality::locality;
 use super::numbers::{duration, percent};
 use crate::config::api::{self, SimpleLb};
 use crate::config::diagnostic::Report;
-use crate::model::{HashCookie, HashKey, LoadBalancer, Warmup};
+use crate::model::{HashCookie, HashKey, LoadBalancer, LocalitySetting, Warmup};
 
 /// `minimumRingSize`, if unset.
 const RING_SIZE: u32 = 1024;
@@ -30,6 +31,8 @@ pub(in crate::config) struct Balancing {
     pub(in crate::config) load_balancer: LoadBalancer,
     /// Its key, if it hashes.
     pub(in crate::config) hash_key: Option<HashKey>,
+    /// `localityLbSetting`.
+    pub(in crate::config) locality: Option<Arc<LocalitySetting>>,
     /// `warmup`.
     pub(in crate::config) warmup: Option<Warmup>,
 }
@@ -50,7 +53,10 @@ pub(super) fn balancing(found: api::LoadBalancer, field: &str, report: &mut Repo
         report.warning(format!("{field}.warmup"), message);
         warmup = None;
     }
-    Balancing { load_balancer, hash_key, warmup }
+    let of_locality = found.locality_lb_setting;
+    let locality = of_locality
+        .map(|found| Arc::new(locality(found, &format!("{field}.localityLbSetting"), report)));
+    Balancing { load_balancer, hash_key, locality, warmup }
 }
 
 fn simple(found: Option<SimpleLb>) -> LoadBalancer {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Scope;
 use super::names::{expand, is_host, visibility};
-use super::traffic_policy::{PolicyFacts, policy};
+use super::traffic_policy::{Blocks, PolicyFacts, policy};
 use crate::config::api::{self, Labels};
 use crate::config::diagnostic::Report;
 use crate::model::{HostPattern, Visibility};
@@ -56,6 +56,10 @@ pub(in crate::config) fn destination_rule(
             }
         }
     }
+    let of_host = policy(spec.traffic_policy, "spec.trafficPolicy", report);
+    if let Some(of_host) = &of_host {
+        check_failover(of_host, None, "spec.trafficPolicy", report);
+    }
     let mut subsets: Vec<SubsetFacts> = Vec::with_capacity(spec.subsets.len());
     for (index, subset) in spec.subsets.into_iter().enumerate() {
         let field = format!("spec.subsets[{index}]");
@@ -69,16 +73,44 @@ pub(in crate::config) fn destination_rule(
             report.warning(format!("{field}.name"), message);
             continue;
         }
-        let policy = policy(subset.traffic_policy, &format!("{field}.trafficPolicy"), report);
-        let policy = policy.unwrap_or_default();
+        let field = format!("{field}.trafficPolicy");
+        let policy = policy(subset.traffic_policy, &field, report).unwrap_or_default();
+        check_failover(&policy, of_host.as_ref(), &field, report);
         subsets.push(SubsetFacts { name: subset.name, labels: subset.labels, policy });
     }
     RuleFacts {
         host: HostPattern::parse(&expand(&spec.host, scope)),
         visibility: visibility(&spec.export_to, scope, report),
-        policy: policy(spec.traffic_policy, "spec.trafficPolicy", report),
+        policy: of_host,
         subsets,
         workload_selector,
+    }
+}
+
+/// Endpoints come in order of localities only where ejections can empty the first ones, as in Istio.
+fn check_failover(
+    policy: &PolicyFacts,
+    inherited: Option<&PolicyFacts>,
+    field: &str,
+    report: &mut Report,
+) {
+    let is_lame = |blocks: &Blocks| {
+        let setting = blocks.load_balancer.as_ref().and_then(|found| found.locality.as_ref());
+        setting.is_some_and(|found| {
+            let orders = !found.failover.is_empty() || !found.failover_priority.is_empty();
+            orders && found.enabled && found.distribute.is_empty() && blocks.outlier.is_none()
+        })
+    };
+    let message = "no effect without `outlierDetection`";
+    let has_inherited = inherited.is_some_and(|above| above.blocks.outlier.is_some());
+    if is_lame(&policy.blocks) && !has_inherited {
+        report.warning(format!("{field}.loadBalancer.localityLbSetting"), message);
+    }
+    for (port, blocks) in &policy.ports {
+        if is_lame(blocks) {
+            let field = format!("{field}.portLevelSettings");
+            report.warning(field, format!("port {port}: `localityLbSetting` has {message}"));
+        }
     }
 }
 

@@ -3,11 +3,12 @@
 use serde_json::{Map, Value};
 
 use super::Scope;
+use super::locality::locality;
 use super::names::check_exports;
 use crate::config::api::{MESH_CONFIG_KEYS, MeshConfig, OutboundMode};
 use crate::config::diagnostic::Report;
 use crate::config::parse::UNSUPPORTED_FIELD;
-use crate::model::{MeshSettings, OutboundPolicy};
+use crate::model::{LocalitySetting, MeshSettings, OutboundPolicy};
 
 /// Where people find it.
 const ROOT: &str = "data.mesh";
@@ -17,6 +18,8 @@ const ROOT: &str = "data.mesh";
 pub(in crate::config) struct MeshFacts {
     /// What happens to connections to an address that the mesh does not know.
     pub(in crate::config) outbound: OutboundPolicy,
+    /// What becomes of localities where neither a DestinationRule nor a Service says.
+    pub(in crate::config) locality: LocalitySetting,
     /// `exportTo` of VirtualServices that have none; empty: everyone.
     pub(in crate::config) virtual_services: Vec<String>,
     /// The same of DestinationRules.
@@ -68,6 +71,10 @@ pub(in crate::config) fn mesh_config(
             None | Some(OutboundMode::AllowAny) => OutboundPolicy::AllowAny,
             Some(OutboundMode::RegistryOnly) => OutboundPolicy::RegistryOnly,
         },
+        locality: config
+            .locality_lb_setting
+            .map(|found| locality(found, &format!("{ROOT}.localityLbSetting"), report))
+            .unwrap_or_default(),
         virtual_services: exports(
             config.default_virtual_service_export_to,
             "defaultVirtualServiceExportTo",

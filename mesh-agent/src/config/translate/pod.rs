@@ -10,7 +10,7 @@ use super::{Scope, network};
 use crate::config::api::{Container, Labels, Metadata, Pod, PodSpec, PodStatus, Probe};
 use crate::config::diagnostic::Report;
 use crate::model::{
-    CaptureRules, PeerPolicy, Readiness, Selection, SpiffeId, Workload, WorkloadName,
+    CaptureRules, Locality, PeerPolicy, Readiness, Selection, SpiffeId, Workload, WorkloadName,
 };
 
 /// Set by the agent of the pod's node once it is in the mesh.
@@ -21,6 +21,8 @@ const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
 const INJECT: &str = "sidecar.istio.io/inject";
 /// Which application a pod is a part of, as Kubernetes recommends to label it.
 const PART_OF: &str = "app.kubernetes.io/part-of";
+/// A pod's own locality, in place of its node's.
+const LOCALITY: &str = "istio-locality";
 const EXCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeOutboundPorts";
 const EXCLUDE_INBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeInboundPorts";
 const EXCLUDE_OUTBOUND_RANGES: &str = "traffic.sidecar.istio.io/excludeOutboundIPRanges";
@@ -127,6 +129,7 @@ pub(in crate::config) fn pod(
         uid: uid.unwrap_or_else(|| format!("{namespace}/{name}").into()),
         name: WorkloadName { namespace, name },
         node: Arc::clone(&pod.spec.node_name),
+        locality: own_locality(&metadata.labels).map(Arc::new),
         identity,
         ips: addresses(&pod.status),
         labels: metadata.labels.clone(),
@@ -144,6 +147,17 @@ pub(in crate::config) fn pod(
     };
     let mark = Mark::new(&metadata.labels, annotations, &pod.spec.runtime_class_name);
     PodFacts { workload, mark, ready: is_ready(&pod.status) }
+}
+
+/// `region.zone.subzone`, since a label cannot have a `/`; where it has one all the same, as an object
+/// of a folder may, that separates and dots are part of the names (Istio's `GetLocalityLabel`).
+fn own_locality(labels: &Labels) -> Option<Locality> {
+    let text = labels.get(LOCALITY)?;
+    let locality = match text.contains('/') {
+        true => Locality::parse(text),
+        false => Locality::parse(&text.replace('.', "/")),
+    };
+    (!locality.is_empty()).then_some(locality)
 }
 
 /// Malha's own pods are never captured: an agent would wait for itself.

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use super::{Scope, service_host};
 use crate::config::api::{self, Conditions, EndpointSlice, Metadata, SlicePort};
 use crate::config::diagnostic::Report;
-use crate::model::{Protocol, Readiness, ServiceKind, WorkloadName};
+use crate::model::{Protocol, Readiness, ServiceKind, TrafficDistribution, WorkloadName};
 
 /// Ports whose protocols speak server first or are not HTTP, if nothing else is said: SMTP, DNS,
 /// MySQL, MongoDB (Istio, `pilot/pkg/serviceregistry/kube/conversion.go`).
 const WELL_KNOWN_TCP: [u16; 4] = [25, 53, 3306, 27017];
+
+/// Says what `trafficDistribution` does, on clusters that do not have the field yet.
+const DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
 
 /// One `Service`, without its endpoints.
 #[derive(Debug)]
@@ -27,6 +30,8 @@ pub(in crate::config) struct ServiceFacts {
     pub(in crate::config) publish_not_ready: bool,
     /// `sessionAffinity: ClientIP`.
     pub(in crate::config) has_affinity: bool,
+    /// `trafficDistribution`, or the annotation that came before it.
+    pub(in crate::config) distribution: Option<TrafficDistribution>,
 }
 
 /// One port.
@@ -60,13 +65,15 @@ pub(in crate::config) struct EndpointFacts {
     pub(in crate::config) readiness: Readiness,
     /// `targetRef`, if it is a pod.
     pub(in crate::config) pod: Option<WorkloadName>,
+    /// `zone`.
+    pub(in crate::config) zone: Option<Arc<str>>,
 }
 
 /// Translates a service.
 pub(in crate::config) fn service(
     service: api::Service,
+    metadata: &Metadata,
     scope: &Scope<'_>,
-    name: &str,
     report: &mut Report,
 ) -> ServiceFacts {
     let spec = service.spec;
@@ -111,12 +118,42 @@ pub(in crate::config) fn service(
     let mut seen = std::collections::HashSet::new();
     addresses.retain(|(ip, _)| seen.insert(*ip));
     ServiceFacts {
-        host: service_host(name, scope.namespace, &scope.mesh.cluster_domain).into(),
+        host: service_host(&metadata.name, scope.namespace, &scope.mesh.cluster_domain).into(),
         kind,
         addresses,
         ports,
         publish_not_ready: spec.publish_not_ready_addresses,
         has_affinity: spec.session_affinity == "ClientIP",
+        distribution: distribution(spec.traffic_distribution.as_deref(), metadata, report),
+    }
+}
+
+/// The field first, as in Istio, where case counts in the field alone. The API server may take values
+/// that the mesh does not know.
+fn distribution(
+    field: Option<&str>,
+    metadata: &Metadata,
+    report: &mut Report,
+) -> Option<TrafficDistribution> {
+    match field {
+        None | Some("") => {}
+        Some("PreferClose" | "PreferSameZone") => return Some(TrafficDistribution::PreferSameZone),
+        Some("PreferSameNode") => return Some(TrafficDistribution::PreferSameNode),
+        Some(other) => report.warning(
+            "spec.trafficDistribution",
+            format!("`{other}` is not supported yet, ignored"),
+        ),
+    }
+    let value = metadata.annotations.get(DISTRIBUTION)?;
+    match value.to_ascii_lowercase().as_str() {
+        "preferclose" | "prefersamezone" => Some(TrafficDistribution::PreferSameZone),
+        "prefersamenode" => Some(TrafficDistribution::PreferSameNode),
+        "any" | "" => None,
+        _ => {
+            let message = format!("`{value}` is not supported yet, ignored");
+            report.warning(format!("metadata.annotations[{DISTRIBUTION}]"), message);
+            None
+        }
     }
 }
 
@@ -165,6 +202,7 @@ pub(in crate::config) fn slice(
         .collect();
     let endpoints = slice.endpoints.into_iter().map(|found| EndpointFacts {
         addresses: found.addresses,
+        zone: found.zone.filter(|zone| !zone.is_empty()),
         readiness: readiness(&found.conditions),
         pod: found.target_ref.filter(|target| target.kind == "Pod").map(|target| WorkloadName {
             namespace: target.namespace.unwrap_or_else(|| Arc::clone(&namespace)),

@@ -13,7 +13,7 @@ use super::{Scope, network, port_number};
 use crate::config::api::{self, Labels, Location, Resolution};
 use crate::config::diagnostic::Report;
 use crate::config::parse::UNSUPPORTED_FIELD;
-use crate::model::{Protocol, Visibility};
+use crate::model::{Locality, Protocol, Visibility};
 
 /// One `ServiceEntry`.
 #[derive(Debug)]
@@ -73,6 +73,8 @@ pub(in crate::config) struct EntryEndpoint {
     pub(in crate::config) ports: BTreeMap<Arc<str>, u16>,
     /// Labels.
     pub(in crate::config) labels: Arc<Labels>,
+    /// `locality`, if it has one.
+    pub(in crate::config) locality: Option<Arc<Locality>>,
 }
 
 /// `endpoints[].address`.
@@ -304,5 +306,11 @@ fn endpoint(
             Address::Name(name.into())
         }
     };
-    Some(EntryEndpoint { address, ports, labels: Arc::new(found.labels) })
+    let locality = found.locality.as_deref().map(Locality::parse);
+    Some(EntryEndpoint {
+        address,
+        ports,
+        labels: Arc::new(found.labels),
+        locality: locality.filter(|found| !found.is_empty()).map(Arc::new),
+    })
 }

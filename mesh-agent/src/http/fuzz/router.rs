@@ -142,6 +142,7 @@ fn workload(client: Client) -> Workload {
         uid: "client".into(),
         name: WorkloadName { namespace: client.namespace.into(), name: "client".into() },
         node: "n1".into(),
+        locality: None,
         identity: SpiffeId {
             trust_domain: "cluster.local".into(),
             namespace: client.namespace.into(),

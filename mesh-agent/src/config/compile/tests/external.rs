@@ -52,7 +52,6 @@ fn static_endpoints_with_their_ports_and_labels() {
         ),
         externals,
         expect![[r#"
-            warning ServiceEntry shop/db spec.endpoints[2].locality: not supported yet, ignored
             warning ServiceEntry shop/db spec.endpoints[2].weight: not supported yet, ignored
             warning ServiceEntry shop/db spec.endpoints[3].address: not supported yet, ignored
             shop/db.example.com ServiceEntry shop/db [192.0.2.7] [198.51.100.0/24] static Namespaces(["shop"])

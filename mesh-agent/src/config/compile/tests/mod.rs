@@ -6,6 +6,7 @@ mod direct;
 mod external;
 mod filters;
 mod l4_routes;
+mod localities;
 mod mesh;
 mod policies;
 mod rate_limits;

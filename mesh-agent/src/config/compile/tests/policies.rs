@@ -370,14 +370,13 @@ spec:
     tunnel: { targetHost: x, targetPort: 1 }
     proxyProtocol: { version: V1 }
     retryBudget: { budgetInterval: 1s }
-    loadBalancer: { localityLbSetting: { enabled: true }, zoneAwareLbSetting: { enabled: true } }
+    loadBalancer: { zoneAwareLbSetting: { enabled: true } }
     connectionPool: { http: { http2KeepAlive: { interval: 1s } } }
 ",
         nothing,
         expect![[r#"
             warning DestinationRule shop/a spec.host: no service `cart.shop.svc.cluster.local`
             warning DestinationRule shop/a spec.trafficPolicy.connectionPool.http.http2KeepAlive: not supported yet, ignored
-            warning DestinationRule shop/a spec.trafficPolicy.loadBalancer.localityLbSetting: not supported yet, ignored
             warning DestinationRule shop/a spec.trafficPolicy.loadBalancer.zoneAwareLbSetting: not supported yet, ignored
             warning DestinationRule shop/a spec.trafficPolicy.proxyProtocol: not supported yet, ignored
             warning DestinationRule shop/a spec.trafficPolicy.retryBudget.budgetInterval: not supported yet, ignored
