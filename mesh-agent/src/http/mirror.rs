@@ -153,12 +153,14 @@ impl<C: Connect> Errand<C> {
         let draw = self.engine.shared.draws.next();
         let Some(picked) = balancer.pick(&Choice { tried: &[], hash: None, draw }) else { return };
         let limits = balancer.connections();
+        let tls = form::tls(&parts, &target, version);
         let to = Target {
             source: &facts.source,
             endpoint: &picked.endpoint,
             version,
             pool: &target.policy.pool,
             limits: limits.as_ref(),
+            tls: tls.as_ref(),
         };
         let request = Request::from_parts(parts, body);
         match self.engine.shared.client.send(&to, request, &Early::default()).await {

@@ -20,7 +20,7 @@ use super::worker::Worker;
 use crate::balance::{ActiveGuard, Ask, Balancer, Choice, Live, OpenPermit, Picked};
 use crate::capture::Destination;
 use crate::http::{self, ConnectionFacts, Detected, HttpVersion};
-use crate::model::{ConnectionPool, HashKey, Protocol, Service, SpiffeId, TrafficPolicy, Workload};
+use crate::model::{HashKey, Protocol, Service, SpiffeId, TlsTarget, TrafficPolicy, Workload};
 use crate::telemetry::{ConnectionRecord, ConnectionStart, Layer, Reporter, ResponseFlag};
 use crate::tunnel::{LocalPod, OpenError, Quota, Security, UpstreamIo, reset_tcp};
 
@@ -302,9 +302,10 @@ async fn open(worker: &Rc<Worker>, facts: &Facts, target: Target<'_>) -> Result<
         Target::Dialled { policy, .. } => {
             let pods = &facts.live.snapshot.workloads_by_ip;
             let to = (facts.target, pods.get(&facts.target.ip()).cloned());
-            return open_at(worker, facts, to, &policy.pool).await;
+            return open_at(worker, facts, to, (policy, target.tls().as_ref())).await;
         }
     };
+    let tls = target.tls();
     let mut tried: Vec<SocketAddr> = Vec::new();
     if facts.elsewhere {
         let pods = worker.shared.pods.load();
@@ -312,14 +313,14 @@ async fn open(worker: &Rc<Worker>, facts: &Facts, target: Target<'_>) -> Result<
         tried.extend(to.port.endpoints.iter().map(|endpoint| endpoint.address).filter(is_direct));
     }
     let balancer = facts.live.upstream(Ask::new(&facts.source, &to, facts.target));
-    open_balanced(worker, facts, (&balancer, to.policy), tried).await
+    open_balanced(worker, facts, (&balancer, to.policy, tls.as_ref()), tried).await
 }
 
 /// Opens a connection to one of an upstream's endpoints, to another one if that cannot be reached.
 async fn open_balanced(
     worker: &Rc<Worker>,
     facts: &Facts,
-    (balancer, policy): (&Balancer<'_>, &TrafficPolicy),
+    (balancer, policy, tls): (&Balancer<'_>, &TrafficPolicy, Option<&TlsTarget>),
     mut tried: Vec<SocketAddr>,
 ) -> Result<Opened, Failure> {
     let place = match balancer.connections() {
@@ -337,17 +338,23 @@ async fn open_balanced(
         };
         let Picked { endpoint, active } = picked;
         tried.push(endpoint.address);
-        match open_at(worker, facts, (endpoint.address, endpoint.workload), &policy.pool).await {
+        let to = (endpoint.address, endpoint.workload);
+        match open_at(worker, facts, to, (policy, tls)).await {
             Ok(mut opened) => {
                 active.answered(200);
                 (opened._active, opened._place) = (Some(active), place);
                 return Ok(opened);
             }
             // Of the source: no other endpoint changes that.
-            Err(error @ Failure::Open(OpenError::Limit(_))) => return Err(error),
+            Err(error @ Failure::Open(OpenError::Limit(_) | OpenError::NoTls(..))) => {
+                return Err(error);
+            }
             Err(error) => {
                 if let Failure::Open(
-                    OpenError::Timeout(_) | OpenError::Connect(..) | OpenError::Tunnel(..),
+                    OpenError::Timeout(_)
+                    | OpenError::Connect(..)
+                    | OpenError::Tunnel(..)
+                    | OpenError::Handshake(..),
                 ) = &error
                 {
                     active.unanswered();
@@ -363,10 +370,11 @@ async fn open_at(
     worker: &Rc<Worker>,
     facts: &Facts,
     (address, destination): (SocketAddr, Option<Arc<Workload>>),
-    pool: &ConnectionPool,
+    (policy, tls): (&TrafficPolicy, Option<&TlsTarget>),
 ) -> Result<Opened, Failure> {
-    let timeout = pool.connect_timeout;
-    let io = worker.upstream.open(&facts.pod, address, destination.as_deref(), timeout).await?;
+    let (pool, upstream) = (&policy.pool, &worker.upstream);
+    let (pod, timeout) = (&facts.pod, pool.connect_timeout);
+    let io = upstream.open(pod, address, destination.as_deref(), timeout, tls).await?;
     if let Some(keepalive) = &pool.keepalive {
         io.keep_alive(keepalive);
     }

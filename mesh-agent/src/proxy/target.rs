@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use crate::balance::{Live, by_weight};
 use crate::model::{
-    FoundDestination, L4Facts, L4Rule, LoadBalancer, OutboundPolicy, Protocol, Service,
-    ServiceKind, ServiceTarget, Snapshot, TrafficPolicy, Workload,
+    Alpn, FoundDestination, L4Facts, L4Rule, LoadBalancer, OutboundPolicy, Protocol, Service,
+    ServiceKind, ServiceTarget, Snapshot, TlsTarget, TrafficPolicy, Workload,
 };
 
 /// What is known of a connection.
@@ -56,6 +56,18 @@ pub(super) enum NoTarget {
 }
 
 impl<'a> Target<'a> {
+    /// TLS that the policy has the agent speak to it.
+    pub(super) fn tls(&self) -> Option<TlsTarget> {
+        let policy = match self {
+            Self::Service(to) => to.policy,
+            Self::Dialled { policy, .. } => policy,
+        };
+        let service = self.service().map(Arc::as_ref);
+        // A wildcard is no server's name.
+        let host = service.map(|service| &*service.hostname).filter(|host| !host.starts_with('*'));
+        TlsTarget::of(policy, service, host, Alpn::None)
+    }
+
     /// The service that it is of.
     pub(super) fn service(&self) -> Option<&'a Arc<Service>> {
         match self {
@@ -92,7 +104,9 @@ pub(super) fn target<'a>(
     }
     // A headless endpoint was chosen by the client.
     if service.external().is_none() && !snapshot.services_by_ip.contains_key(&asked.dialled.ip()) {
-        let policy = TrafficPolicy::of_mesh();
+        let policy = snapshot
+            .target((service, port, None), asked.source.client())
+            .map_or(TrafficPolicy::of_mesh(), |target| target.policy);
         return Ok(Target::Dialled { service: Some(service), policy });
     }
     to_service(snapshot, asked, (service, port, None))
