@@ -27,6 +27,7 @@ mod l4_routes;
 mod limits;
 mod memory;
 mod mirror;
+mod origination;
 mod outside;
 mod peer_authentication;
 mod quota;
