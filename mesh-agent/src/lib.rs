@@ -11,6 +11,7 @@ pub mod balance;
 pub mod capture;
 pub mod config;
 pub mod identity;
+pub mod origination;
 pub mod telemetry;
 
 pub mod tunnel;

@@ -3,7 +3,7 @@
 
 use crate::model::{
     ConnectionPool, Cors, Fault, FaultAbort, Forward, HashKey, LocalitySetting, Mirror,
-    OutlierDetection, RetryOn, RetryPolicy, TrafficPolicy,
+    OutlierDetection, RetryOn, RetryPolicy, TlsOrigination, TrafficPolicy,
 };
 
 /// What a rule does to requests that it forwards.
@@ -73,6 +73,7 @@ pub(super) fn of_destination(policy: &TrafficPolicy) -> Vec<String> {
     found.extend(policy.retry_budget.map(|budget| {
         format!("retry budget {} %, at least {}", budget.percent, budget.min_concurrency)
     }));
+    found.extend(policy.tls.as_deref().map(tls));
     found
 }
 
@@ -83,6 +84,24 @@ fn locality(setting: &LocalitySetting) -> &'static str {
         (true, [], _) => "nearer endpoints first, by labels",
         (true, ..) => "shares by locality",
     }
+}
+
+fn tls(settings: &TlsOrigination) -> String {
+    let mode = if settings.client.is_some() { "MUTUAL" } else { "SIMPLE" };
+    let mut text = match &settings.secret {
+        Some(secret) => format!("TLS not to be had: credentialName {secret}"),
+        None => format!("TLS {mode}"),
+    };
+    if let Some(sni) = &settings.sni {
+        text.push_str(&format!(", sni {sni}"));
+    }
+    if !settings.names.is_empty() {
+        text.push_str(&format!(", certificate for {}", settings.names.join(" or ")));
+    }
+    if settings.skip_verify {
+        text.push_str(", certificate not verified");
+    }
+    text
 }
 
 fn pool(pool: &ConnectionPool, found: &mut Vec<String>) {

@@ -29,6 +29,7 @@ use crate::config::{
 };
 use crate::identity::{self, AuthorityClient, Identities, Issuer, KeyDir, LocalCa, Trust};
 use crate::model::{MeshSettings, Snapshot};
+use crate::origination::{self, Origination};
 use crate::proxy::Shared;
 use crate::telemetry::{EjectionRow, Metrics, register_ejections};
 
@@ -117,9 +118,18 @@ fn shared(options: &NodeOptions, registry: &mut Registry) -> anyhow::Result<Arc<
         live,
         pods: Arc::default(),
         metrics: Metrics::register(registry),
+        origination: Arc::new(origination(options)?),
         budget: limits::budget(descriptors, memory),
         workers: OnceLock::new(),
     }))
+}
+
+/// TLS to destinations, with files of the pods of this node.
+fn origination(options: &NodeOptions) -> anyhow::Result<Origination> {
+    let roots = origination::roots(options.tls_roots.as_deref());
+    let cgroup = options.pods_cgroup.clone();
+    let read = move |uid: &str, path: &str| capture::read_in_pod(&cgroup, uid, path);
+    Ok(Origination::new(roots.context("cannot use --tls-roots")?, Arc::new(read)))
 }
 
 fn ejections(live: &Live) -> Vec<EjectionRow> {

@@ -99,6 +99,10 @@ pub struct NodeOptions {
     /// be given several times. Without it, those of `/etc/resolv.conf`.
     #[arg(long)]
     pub dns_server: Vec<DnsServer>,
+    /// File of roots (PEM) by which servers are believed that destination rules have the agent speak TLS
+    /// to (`tls.mode` SIMPLE and MUTUAL without `caCertificates`). Without it, Mozilla's.
+    #[arg(long)]
+    pub tls_roots: Option<PathBuf>,
     /// Trust domain of the mesh's identities.
     #[arg(long, default_value = "cluster.local")]
     pub trust_domain: String,

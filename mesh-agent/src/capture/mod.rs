@@ -6,8 +6,8 @@
 //! untouched, and what the agent leaves behind when it stops refuses rather than leaks.
 //!
 //! `probe` asks the kernel, `pins` and `loader` put the programs in place, `enroll`, `network`
-//! and `netlink` take a pod in, `netns`, `socket` and `dial` make sockets in it, `pods` finds it, `origin`
-//! reads the kernel's records, `unreached` leaves destinations to the kernel, `direct` lets
+//! and `netlink` take a pod in, `netns`, `socket` and `dial` make sockets in it, `pods` finds it, `files`
+//! reads its files, `origin` reads the kernel's records, `unreached` leaves destinations to the kernel, `direct` lets
 //! pods of the node reach each other past the agent. `nri` hears from the container runtime of pods
 //! that are about to start.
 
@@ -15,6 +15,7 @@ mod dial;
 mod direct;
 mod enroll;
 mod error;
+mod files;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod kubelet;
@@ -55,6 +56,7 @@ use unreached::Unreached;
 pub use direct::{DirectEvent, DirectFlow, DirectFlows, DirectPort};
 pub use enroll::{PodListeners, PodSettings};
 pub use error::CaptureError;
+pub use files::read_in_pod;
 pub use kubelet::kubelet_cgroup;
 pub use netns::PodNet;
 pub use nri::{PodHooks, Sandbox, serve_runtime};

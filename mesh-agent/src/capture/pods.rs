@@ -193,7 +193,7 @@ pub(super) fn lists(folder: &Path, pid: u32) -> bool {
 }
 
 /// Whether a process is in a cgroup or below it, as the kernel lists them.
-fn holds(folder: &Path, pid: u32, depth: u32) -> bool {
+pub(super) fn holds(folder: &Path, pid: u32, depth: u32) -> bool {
     if lists(folder, pid) {
         return true;
     }
@@ -219,7 +219,8 @@ fn uid(name: &str) -> Option<String> {
     is_uid.then_some(uid)
 }
 
-fn first_process(folder: &Path, depth: u32) -> Option<u32> {
+/// The first process of a cgroup, or of those below it.
+pub(super) fn first_process(folder: &Path, depth: u32) -> Option<u32> {
     let own = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
     // 0 stands for a process of another pid namespace.
     let pid = own.lines().filter_map(|line| line.parse().ok()).find(|pid| *pid != 0);

@@ -24,7 +24,7 @@ use super::request_body::{Gate, Progress, RequestBody};
 use super::retry::{self, Outcome};
 use super::{form, headers};
 use crate::balance::{ActiveGuard, Balancer, Choice, Connections, InFlight, Live};
-use crate::model::{Endpoint, ServiceKind};
+use crate::model::{Endpoint, ServiceKind, TlsTarget};
 use crate::telemetry::{RequestRecord, ResponseFlag};
 
 /// An endpoint's response head, and what it holds.
@@ -54,6 +54,8 @@ pub(super) struct Attempts<'a, 'b, C: Connect> {
     pub(super) balancer: Option<&'a Balancer<'a>>,
     pub(super) limits: Option<&'a Connections>,
     pub(super) progress: &'a Rc<Progress>,
+    /// TLS that the destination's policy has the agent speak.
+    pub(super) tls: Option<&'a Arc<TlsTarget>>,
 }
 
 /// Endpoints of earlier attempts.
@@ -237,6 +239,7 @@ impl<C: Connect> Attempts<'_, '_, C> {
             version: flow.plan.version,
             pool: &flow.policy().pool,
             limits: self.limits,
+            tls: self.tls,
         };
         let mut of_try =
             flow.plan.retries.per_try_timeout.map(|timeout| self.progress.deadline(timeout));

@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use super::connect::{Connect, ConnectError};
 use super::early::Early;
 use super::error::HttpError;
+use super::form;
 use super::headers::asks_upgrade;
 use super::http2::{self, INITIAL_STREAMS, StreamError};
 use super::incoming::Incoming;
@@ -31,7 +32,7 @@ use super::pool::{
 use super::request_body::RequestBody;
 use super::serve::HttpVersion;
 use crate::balance::{Connections, OpenPermit, PendingPermit};
-use crate::model::{ConnectionPool, Endpoint, Workload};
+use crate::model::{ConnectionPool, Endpoint, TlsTarget, Workload};
 
 /// Old connections that are tried for one request before a new one is opened.
 const OLD_CONNECTIONS: u32 = 3;
@@ -52,6 +53,8 @@ pub(super) struct Target<'a> {
     pub(super) pool: &'a ConnectionPool,
     /// Limits on connections, if the policy has some.
     pub(super) limits: Option<&'a Connections>,
+    /// TLS that the policy has the agent speak.
+    pub(super) tls: Option<&'a Arc<TlsTarget>>,
 }
 
 /// Why there is no response.
@@ -102,7 +105,7 @@ impl<C: Connect> Client<C> {
         request: Request<RequestBody>,
         early: &Early,
     ) -> Result<Answer, SendError> {
-        let key = PoolKey::new(target.source, target.endpoint, target.limits);
+        let key = PoolKey::new(target);
         match target.version {
             HttpVersion::Http1 => self.send_http1(target, key, request, early).await,
             HttpVersion::Http2 => self.send_http2(target, &key, request, early).await,
@@ -177,6 +180,9 @@ impl<C: Connect> Client<C> {
         mut request: Request<RequestBody>,
         early: &Early,
     ) -> Result<Answer, SendError> {
+        if target.tls.is_some() {
+            form::over_tls(&mut request);
+        }
         let shared = self.pool.shared(key);
         let mut tries = 0;
         loop {
@@ -271,7 +277,8 @@ impl<C: Connect> Client<C> {
 
     async fn dial(&self, target: &Target<'_>) -> Result<C::Io, ConnectError> {
         let timeout = target.pool.connect_timeout;
-        let connecting = self.connect.connect(target.source, target.endpoint, target.pool);
+        let (source, tls) = (target.source, target.tls.map(Arc::as_ref));
+        let connecting = self.connect.connect(source, target.endpoint, target.pool, tls);
         match tokio::time::timeout(timeout, connecting).await {
             Ok(connected) => connected,
             Err(_) => Err(ConnectError::Timeout),

@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
-use crate::model::{ConnectionPool, Endpoint, Workload};
+use crate::model::{ConnectionPool, Endpoint, TlsTarget, Workload};
 
 /// Opens byte streams to endpoints in the name of a workload.
 ///
@@ -21,7 +21,8 @@ pub trait Connect: 'static {
     /// The byte stream.
     type Io: ByteStream + 'static;
 
-    /// Opens a stream to `endpoint` as `source`, within the connect time-out of `pool`.
+    /// Opens a stream to `endpoint` as `source`, within the connect time-out of `pool`; in `tls`, if that
+    /// is wanted, and never without then.
     ///
     /// `endpoint.workload` is none for addresses outside the mesh, which includes virtual addresses
     /// of no known service: they are dialled as the application would.
@@ -33,6 +34,7 @@ pub trait Connect: 'static {
         source: &Arc<Workload>,
         endpoint: &Endpoint,
         pool: &ConnectionPool,
+        tls: Option<&TlsTarget>,
     ) -> impl Future<Output = Result<Self::Io, ConnectError>>;
 
     /// Cancelled when what carries `io` is to end: it goes on, but should carry no request that can go

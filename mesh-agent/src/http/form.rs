@@ -5,6 +5,7 @@
 //! (istio-surface 1.1.1). Sources: RFC 9112 §3.2 (forms of the target), RFC 9113 §8.3.1.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use http::header::{CONNECTION, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
@@ -14,6 +15,7 @@ use http::{HeaderValue, Method, Request, Uri, Version};
 use super::plan::Plan;
 use super::serve::HttpVersion;
 use super::{headers, strict};
+use crate::model::{Alpn, ServiceTarget, TlsTarget};
 
 /// Where a request comes from.
 pub(super) struct Origin {
@@ -67,6 +69,35 @@ fn http1(
     }
     parts.version = Version::HTTP_11;
     Some(())
+}
+
+/// TLS that a destination's policy has the agent speak, for the host that a prepared head names
+/// (Envoy's `auto_sni`).
+pub(super) fn tls(
+    parts: &Parts,
+    target: &ServiceTarget<'_>,
+    version: HttpVersion,
+) -> Option<Arc<TlsTarget>> {
+    target.policy.tls.as_ref()?;
+    let of_header = || Authority::try_from(parts.headers.get(HOST)?.as_bytes()).ok();
+    let authority = parts.uri.authority().cloned().or_else(of_header);
+    let host = authority.as_ref().map(|authority| authority.host().trim_matches(['[', ']']));
+    let alpn = match version {
+        HttpVersion::Http1 => Alpn::Http1,
+        HttpVersion::Http2 => Alpn::Http2,
+    };
+    TlsTarget::of(target.policy, Some(target.service), host, alpn).map(Arc::new)
+}
+
+/// Says in an HTTP/2 request that it goes over TLS (RFC 9113 §8.3.1); HTTP/1 has no place for it.
+pub(super) fn over_tls<B>(request: &mut Request<B>) {
+    let mut uri = request.uri().clone().into_parts();
+    if uri.authority.is_some() && uri.path_and_query.is_some() {
+        uri.scheme = Some(Scheme::HTTPS);
+    }
+    if let Ok(uri) = Uri::from_parts(uri) {
+        *request.uri_mut() = uri;
+    }
 }
 
 /// A copy of a head. Without extensions: those are for the original's connection.

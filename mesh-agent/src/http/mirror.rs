@@ -155,12 +155,14 @@ impl<C: Connect> Errand<C> {
         let choice = Choice { tried: &[], leave: &[], hash: None, draw };
         let Some(picked) = balancer.pick(&choice) else { return };
         let limits = balancer.connections();
+        let tls = form::tls(&parts, &target, version);
         let to = Target {
             source: &facts.source,
             endpoint: &picked.endpoint,
             version,
             pool: &target.policy.pool,
             limits: limits.as_ref(),
+            tls: tls.as_ref(),
         };
         let request = Request::from_parts(parts, body);
         let end = Instant::now() + self.timeout;

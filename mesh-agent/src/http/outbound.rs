@@ -204,11 +204,16 @@ impl<C: Connect> Flow<'_, C> {
         }
         let mut deadline = self.plan.timeout.map(|timeout| progress.deadline(timeout));
         let limits = balancer.as_ref().and_then(Balancer::connections);
+        let tls = match &self.plan.destination {
+            Destination::Service(target) => form::tls(&parts, target, self.plan.version),
+            Destination::Dialled => None,
+        };
         let attempts = Attempts {
             flow: self,
             balancer: balancer.as_ref(),
             limits: limits.as_ref(),
             progress: &progress,
+            tls: tls.as_ref(),
         };
         let request = Request::from_parts(parts, body);
         let outcome = attempts.run(request, spare, &mut deadline, &mut record).await;

@@ -1,6 +1,6 @@
 //! Connections to endpoints that wait for the next request, one pool per worker.
 //!
-//! Invariant: a connection is only ever used for the source workload, endpoint and destination pod
+//! Invariant: a connection is only ever used for the source workload, endpoint, destination pod and TLS
 //! that it was opened for; an HTTP/1 connection carries one request at a time and comes back only
 //! when both bodies are complete. Not here: opening one (`client`).
 
@@ -18,10 +18,11 @@ use tokio::sync::{Mutex, Notify, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::client::Target;
 use super::connect::{ByteStream, ConnectError};
 use super::request_body::RequestBody;
 use crate::balance::{Connections, OpenPermit};
-use crate::model::{ConnectionPool, Endpoint, Workload};
+use crate::model::{ConnectionPool, TlsTarget};
 
 /// Idle HTTP/1 connections kept per key; above it a connection is closed after its request.
 const MAX_IDLE: usize = 128;
@@ -46,6 +47,8 @@ pub(super) struct PoolKey {
     pub(super) enrolled: bool,
     /// The upstream whose limits count the connection, if it has some.
     upstream: Option<usize>,
+    /// TLS that it is in, with the server's name and what its certificate was checked for.
+    tls: Option<Arc<TlsTarget>>,
 }
 
 /// What a destination's policy says about a connection, as it was when it was last used.
@@ -423,17 +426,13 @@ impl Lease {
 }
 
 impl PoolKey {
-    /// `limits`: those of the upstream, if it has some.
-    pub(super) fn new(
-        source: &Workload,
-        endpoint: &Endpoint,
-        limits: Option<&Connections>,
-    ) -> Self {
-        let pod = endpoint.workload.as_ref();
+    pub(super) fn new(target: &Target<'_>) -> Self {
+        let pod = target.endpoint.workload.as_ref();
         Self {
-            upstream: limits.map(Connections::id),
-            source: Arc::clone(&source.uid),
-            address: endpoint.address,
+            upstream: target.limits.map(Connections::id),
+            tls: target.tls.cloned(),
+            source: Arc::clone(&target.source.uid),
+            address: target.endpoint.address,
             destination: pod.map(|pod| Arc::clone(&pod.uid)),
             enrolled: pod.is_some_and(|pod| pod.enrolled),
         }

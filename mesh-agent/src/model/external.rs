@@ -28,6 +28,9 @@ pub struct External {
     pub resolution: Resolution,
     /// Those of `addresses` that are ranges.
     pub ranges: Vec<IpNet>,
+    /// `subjectAltNames`: where a `DestinationRule` has the agent speak TLS and names none itself, the
+    /// server's certificate must have one of them.
+    pub subject_alt_names: Arc<[Arc<str>]>,
 }
 
 /// Where the addresses of endpoints come from.

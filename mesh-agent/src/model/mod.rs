@@ -10,6 +10,7 @@ mod filter;
 mod identity;
 mod l4_route;
 mod locality;
+mod origination;
 mod policy;
 mod rate_limit;
 mod retry;
@@ -31,6 +32,7 @@ pub use locality::{
     Distribute, HOSTNAME, Locality, LocalityPattern, LocalitySetting, NETWORK, PriorityLabel,
     REGION, RegionFailover, SUBZONE, TrafficDistribution, ZONE,
 };
+pub use origination::{Alpn, ClientFiles, TlsOrigination, TlsTarget};
 pub use policy::{MtlsMode, PeerPolicy};
 pub use rate_limit::{Callers, Rate, RateLimit, RateMatch};
 pub use retry::{RetryOn, RetryPolicy};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::header::HeaderName;
 
-use super::{Endpoint, HostPattern, LocalitySetting, ObjectRef, Visibility};
+use super::{Endpoint, HostPattern, LocalitySetting, ObjectRef, TlsOrigination, Visibility};
 
 /// `trafficPolicy.loadBalancer`: how an endpoint is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -210,6 +210,8 @@ pub struct TrafficPolicy {
     pub outlier: Option<Arc<OutlierDetection>>,
     /// `retryBudget`; takes the place of `pool.max_retries`.
     pub retry_budget: Option<RetryBudget>,
+    /// `tls` of mode SIMPLE or MUTUAL.
+    pub tls: Option<Arc<TlsOrigination>>,
 }
 
 impl TrafficPolicy {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::{Connect, ConnectError};
-use crate::model::{ConnectionPool, Endpoint, Workload};
+use crate::model::{ConnectionPool, Endpoint, TlsTarget, Workload};
 use crate::tunnel::{OpenError, Security, Upstream, UpstreamIo};
 
 impl Connect for Upstream {
@@ -16,12 +16,13 @@ impl Connect for Upstream {
         source: &Arc<Workload>,
         endpoint: &Endpoint,
         pool: &ConnectionPool,
+        tls: Option<&TlsTarget>,
     ) -> Result<UpstreamIo, ConnectError> {
         let Some(pod) = self.local_pod(&source.uid) else {
             return Err(ConnectError::Local(format!("{} has left this node", source.name)));
         };
-        let timeout = pool.connect_timeout;
-        let opened = self.open(&pod, endpoint.address, endpoint.workload.as_deref(), timeout);
+        let (workload, timeout) = (endpoint.workload.as_deref(), pool.connect_timeout);
+        let opened = self.open(&pod, endpoint.address, workload, timeout, tls);
         let io = opened.await.map_err(|error| {
             tracing::info!(pod = %source.name, endpoint = %endpoint.address, %error,
                 "endpoint cannot be reached");
@@ -29,8 +30,9 @@ impl Connect for Upstream {
                 OpenError::Timeout(_) => ConnectError::Timeout,
                 OpenError::Connect(_, error) => error.into(),
                 OpenError::Tunnel(_, _, error) => ConnectError::Remote(error.to_string()),
+                OpenError::Handshake(_, error) => ConnectError::Remote(format!("TLS: {error}")),
                 OpenError::Limit(_) => ConnectError::Limit,
-                OpenError::NoCertificate(_) | OpenError::OwnPort(_) => {
+                OpenError::NoCertificate(_) | OpenError::OwnPort(_) | OpenError::NoTls(..) => {
                     ConnectError::Local(error.to_string())
                 }
             }

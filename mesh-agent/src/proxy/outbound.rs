@@ -21,7 +21,7 @@ use crate::balance::{ActiveGuard, Ask, Balancer, Choice, Live, OpenPermit, Picke
 use crate::capture::Destination;
 use crate::http::{self, ConnectionFacts, Detected, HttpVersion};
 use crate::model::{
-    ConnectionPool, HashKey, Protocol, Service, ServiceTarget, SpiffeId, TrafficPolicy, Workload,
+    HashKey, Protocol, Service, ServiceTarget, SpiffeId, TlsTarget, TrafficPolicy, Workload,
 };
 use crate::telemetry::{ConnectionRecord, ConnectionStart, Layer, Reporter, ResponseFlag};
 use crate::tunnel::{LocalPod, OpenError, Quota, Security, UpstreamIo, reset_tcp};
@@ -301,8 +301,9 @@ enum Failure {
 async fn open(worker: &Rc<Worker>, facts: &Facts, target: Target<'_>) -> Result<Opened, Failure> {
     let to = match target {
         Target::Service(to) => to,
-        Target::Dialled(to) => return open_dialled(worker, facts, to).await,
+        Target::Dialled(of) => return open_dialled(worker, facts, (of, target.tls())).await,
     };
+    let tls = target.tls();
     let mut tried: Vec<SocketAddr> = Vec::new();
     if facts.elsewhere {
         let pods = worker.shared.pods.load();
@@ -310,14 +311,14 @@ async fn open(worker: &Rc<Worker>, facts: &Facts, target: Target<'_>) -> Result<
         tried.extend(to.port.endpoints.iter().map(|endpoint| endpoint.address).filter(is_direct));
     }
     let balancer = facts.live.upstream(Ask::new(&facts.source, &to, facts.target));
-    open_balanced(worker, facts, (&balancer, to.policy), tried).await
+    open_balanced(worker, facts, (&balancer, to.policy, tls.as_ref()), tried).await
 }
 
 /// Opens a connection to the address that was dialled, under the limits of the service it is of.
 async fn open_dialled(
     worker: &Rc<Worker>,
     facts: &Facts,
-    to: Option<ServiceTarget<'_>>,
+    (to, tls): (Option<ServiceTarget<'_>>, Option<TlsTarget>),
 ) -> Result<Opened, Failure> {
     let place = match &to {
         Some(to) => {
@@ -328,7 +329,7 @@ async fn open_dialled(
     };
     let policy = to.map_or(TrafficPolicy::of_mesh(), |to| to.policy);
     let pod = facts.live.snapshot.workloads_by_ip.get(&facts.target.ip()).cloned();
-    let opened = open_at(worker, facts, (facts.target, pod), &policy.pool).await?;
+    let opened = open_at(worker, facts, (facts.target, pod), (policy, tls.as_ref())).await?;
     Ok(Opened { _place: place, ..opened })
 }
 
@@ -344,7 +345,7 @@ fn place(balancer: &Balancer<'_>) -> Option<Option<OpenPermit>> {
 async fn open_balanced(
     worker: &Rc<Worker>,
     facts: &Facts,
-    (balancer, policy): (&Balancer<'_>, &TrafficPolicy),
+    (balancer, policy, tls): (&Balancer<'_>, &TrafficPolicy, Option<&TlsTarget>),
     mut tried: Vec<SocketAddr>,
 ) -> Result<Opened, Failure> {
     let place = place(balancer).ok_or(Failure::Overflow)?;
@@ -362,17 +363,23 @@ async fn open_balanced(
         let Some(picked) = fresh(&[]).or_else(|| fresh(&tried)) else { break };
         let Picked { endpoint, active } = picked;
         tried.push(endpoint.address);
-        match open_at(worker, facts, (endpoint.address, endpoint.workload), &policy.pool).await {
+        let to = (endpoint.address, endpoint.workload);
+        match open_at(worker, facts, to, (policy, tls)).await {
             Ok(mut opened) => {
                 active.answered(200);
                 (opened._active, opened._place) = (Some(active), place);
                 return Ok(opened);
             }
             // Of the source: no other endpoint changes that.
-            Err(error @ Failure::Open(OpenError::Limit(_))) => return Err(error),
+            Err(error @ Failure::Open(OpenError::Limit(_) | OpenError::NoTls(..))) => {
+                return Err(error);
+            }
             Err(error) => {
                 if let Failure::Open(
-                    OpenError::Timeout(_) | OpenError::Connect(..) | OpenError::Tunnel(..),
+                    OpenError::Timeout(_)
+                    | OpenError::Connect(..)
+                    | OpenError::Tunnel(..)
+                    | OpenError::Handshake(..),
                 ) = &error
                 {
                     active.unanswered();
@@ -388,10 +395,11 @@ async fn open_at(
     worker: &Rc<Worker>,
     facts: &Facts,
     (address, destination): (SocketAddr, Option<Arc<Workload>>),
-    pool: &ConnectionPool,
+    (policy, tls): (&TrafficPolicy, Option<&TlsTarget>),
 ) -> Result<Opened, Failure> {
-    let timeout = pool.connect_timeout;
-    let io = worker.upstream.open(&facts.pod, address, destination.as_deref(), timeout).await?;
+    let (pool, upstream) = (&policy.pool, &worker.upstream);
+    let (pod, timeout) = (&facts.pod, pool.connect_timeout);
+    let io = upstream.open(pod, address, destination.as_deref(), timeout, tls).await?;
     if let Some(keepalive) = &pool.keepalive {
         io.keep_alive(keepalive);
     }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use crate::balance::{Live, by_weight};
 use crate::model::{
-    FoundDestination, L4Facts, L4Rule, OutboundPolicy, Protocol, Service, ServiceKind,
-    ServiceTarget, Snapshot, Workload,
+    Alpn, FoundDestination, L4Facts, L4Rule, OutboundPolicy, Protocol, Service, ServiceKind,
+    ServiceTarget, Snapshot, TlsTarget, Workload,
 };
 
 /// What is known of a connection.
@@ -56,6 +56,14 @@ pub(super) enum NoTarget {
 }
 
 impl<'a> Target<'a> {
+    /// TLS that the policy has the agent speak to it.
+    pub(super) fn tls(&self) -> Option<TlsTarget> {
+        let (Self::Service(to) | Self::Dialled(Some(to))) = self else { return None };
+        // A wildcard is no server's name.
+        let host = Some(&*to.service.hostname).filter(|host| !host.starts_with('*'));
+        TlsTarget::of(to.policy, Some(to.service), host, Alpn::None)
+    }
+
     /// The service that it is of.
     pub(super) fn service(&self) -> Option<&'a Arc<Service>> {
         match self {

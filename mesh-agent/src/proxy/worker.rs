@@ -20,6 +20,7 @@ use crate::capture::{Capture, PodListeners};
 use crate::http::Engine;
 use crate::identity::Identities;
 use crate::model::SpiffeId;
+use crate::origination::Origination;
 use crate::telemetry::{Metrics, Telemetry};
 use crate::tunnel::{Budget, LocalPod, LocalPodsHandle, Pool, Upstream};
 
@@ -35,6 +36,8 @@ pub struct Shared {
     pub pods: LocalPodsHandle,
     /// Counters and the list of open connections.
     pub metrics: Arc<Metrics>,
+    /// TLS that policies have the agent speak to destinations.
+    pub origination: Arc<Origination>,
     /// What the pods of this node may hold in total.
     pub budget: Arc<Budget>,
     /// Set once, when all workers have started.
@@ -144,7 +147,7 @@ impl Worker {
             shared.identities.clone(),
             shared.pods.clone(),
             shared.live.clone(),
-            pool,
+            (pool, shared.origination.clone()),
         );
         let engine = Engine::new(
             shared.live.clone(),

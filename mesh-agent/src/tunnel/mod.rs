@@ -7,6 +7,7 @@
 //! await), and only a connection's driver touches its socket, as tokio keeps one waker per
 //! direction.
 
+mod carrier;
 mod client;
 mod connection;
 mod error;
@@ -26,6 +27,7 @@ use rustls_pki_types::CertificateDer;
 
 use crate::model::SpiffeId;
 
+pub use carrier::{UpstreamIo, reset_tcp};
 pub use client::ClientTls;
 pub use error::TunnelError;
 pub use page::PageBuffer;
@@ -33,9 +35,7 @@ pub use pool::{Dialled, Pool, PoolKey};
 pub use quota::{Budget, Permit, Quota, Usage};
 pub use server::{Incoming, ServerSettings, serve};
 pub use stream::TunnelStream;
-pub use upstream::{
-    LocalPod, LocalPods, LocalPodsHandle, OpenError, Security, Upstream, UpstreamIo, reset_tcp,
-};
+pub use upstream::{LocalPod, LocalPods, LocalPodsHandle, OpenError, Security, Upstream};
 pub use wire::{ConnectHead, Reason};
 
 /// Reads the SPIFFE identity out of a peer's certificate chain, end entity first. It is compared

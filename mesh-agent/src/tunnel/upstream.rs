@@ -1,32 +1,29 @@
 //! Opens a byte stream from a local pod to where an endpoint is: straight into a pod of this node,
-//! through a tunnel to a pod that is in the mesh elsewhere, or in plaintext to everything else.
+//! through a tunnel to a pod that is in the mesh elsewhere, or as it is to everything else; and inside of
+//! any of them, in TLS where the destination's policy has the agent speak it.
 //!
 //! Invariant: to a destination that is known to be in the mesh nothing is sent in plaintext because
-//! a tunnel failed; and a tunnel carries one source's identity only.
+//! a tunnel failed, nor to any because its TLS did; and a tunnel carries one source's identity only.
 
 use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use mesh_common::ports;
 use rustc_hash::FxHashMap;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
 
-use super::quota::{Permit, Quota};
-use super::{ClientTls, ConnectHead, Pool, PoolKey, TunnelError, TunnelStream};
+use super::carrier::{Carrier, UpstreamIo};
+use super::quota::Quota;
+use super::{ClientTls, ConnectHead, Pool, PoolKey, TunnelError};
 use crate::balance::{Draws, LiveHandle};
 use crate::capture::{Capture, PodNet};
 use crate::identity::{Credentials, Identities};
-use crate::model::{Keepalive, SpiffeId, Workload};
+use crate::model::{SpiffeId, TlsTarget, Workload};
+use crate::origination::{Origination, OriginationError, handshake};
 
 /// A pod of this node whose sockets are captured.
 #[derive(Debug)]
@@ -101,6 +98,12 @@ pub enum OpenError {
     /// The source holds as much of the agent as it may.
     #[error("{0} is at its limit of what it may hold open")]
     Limit(Arc<str>),
+    /// The TLS that the destination's policy asks for cannot be spoken.
+    #[error("no TLS to {0}: {1}")]
+    NoTls(SocketAddr, #[source] OriginationError),
+    /// The server's certificate is not accepted, or it refuses the handshake.
+    #[error("TLS handshake with {0}: {1}")]
+    Handshake(SocketAddr, #[source] io::Error),
 }
 
 impl OpenError {
@@ -114,7 +117,12 @@ impl OpenError {
         match self {
             Self::Connect(_, error) => refusals.contains(&error.kind()),
             Self::Timeout(_) => true,
-            Self::Tunnel(..) | Self::NoCertificate(_) | Self::OwnPort(_) | Self::Limit(_) => false,
+            Self::Tunnel(..)
+            | Self::NoCertificate(_)
+            | Self::OwnPort(_)
+            | Self::Limit(_)
+            | Self::NoTls(..)
+            | Self::Handshake(..) => false,
         }
     }
 }
@@ -148,19 +156,20 @@ pub struct Upstream {
     pods: LocalPodsHandle,
     live: LiveHandle,
     pool: Pool,
+    origination: Arc<Origination>,
     /// The certificate that each source opened its tunnels with.
     used: Rc<RefCell<FxHashMap<SpiffeId, Arc<Credentials>>>>,
     draws: Rc<Draws>,
 }
 
 impl Upstream {
-    /// Streams leave through `pool`.
+    /// Tunnels are `pool`'s, and what is spoken in TLS is `origination`'s.
     pub fn new(
         capture: Arc<Capture>,
         identities: Arc<Identities>,
         pods: LocalPodsHandle,
         live: LiveHandle,
-        pool: Pool,
+        (pool, origination): (Pool, Arc<Origination>),
     ) -> Self {
         Self {
             capture,
@@ -168,6 +177,7 @@ impl Upstream {
             pods,
             live,
             pool,
+            origination,
             used: Rc::default(),
             draws: Rc::new(Draws::unpredictable()),
         }
@@ -198,7 +208,8 @@ impl Upstream {
         }
     }
 
-    /// Opens a stream from `source` to `target`, behind which `destination` is known to be.
+    /// Opens a stream from `source` to `target`, behind which `destination` is known to be; in `tls`, if
+    /// that is wanted. All of it within `timeout`.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -208,6 +219,7 @@ impl Upstream {
         target: SocketAddr,
         destination: Option<&Workload>,
         timeout: Duration,
+        tls: Option<&TlsTarget>,
     ) -> Result<UpstreamIo, OpenError> {
         if ports::is_mesh(target.port()) {
             return Err(OpenError::OwnPort(target));
@@ -218,19 +230,42 @@ impl Upstream {
             Way::SameNode(_) | Way::Plaintext => source.quota.socket(),
         };
         let permit = permit.ok_or_else(|| OpenError::Limit(source.name.clone()))?;
-        let is_plaintext = matches!(way, Way::Plaintext);
-        let opened = tokio::time::timeout(timeout, async {
+        // What would have to go in TLS must not find its way past the agent.
+        let may_be_left = matches!(way, Way::Plaintext) && tls.is_none();
+        let carrier = async {
             match way {
                 Way::SameNode(pod) => self.open_same_node(source, &pod, target, timeout).await,
                 Way::Tunnel(workload) => self.open_tunnel(source, target, workload, timeout).await,
                 Way::Plaintext => self.open_plaintext(source, target, timeout).await,
             }
-        });
-        let opened = opened.await.unwrap_or(Err(OpenError::Timeout(target)));
-        if is_plaintext && opened.as_ref().is_err_and(OpenError::is_unreachable) {
+        };
+        let opened = match tls {
+            None => tokio::time::timeout(timeout, carrier).await,
+            Some(tls) => {
+                let secured = Box::pin(self.secure(source, tls, target, carrier));
+                tokio::time::timeout(timeout, secured).await
+            }
+        };
+        let opened = opened.unwrap_or(Err(OpenError::Timeout(target)));
+        if may_be_left && opened.as_ref().is_err_and(OpenError::is_unreachable) {
             self.leave_to_kernel(source, target);
         }
-        Ok(UpstreamIo { carrier: opened?, _permit: permit })
+        Ok(UpstreamIo::new(opened?, permit))
+    }
+
+    /// Shakes hands over what `carrier` opens, once it is known how.
+    async fn secure(
+        &self,
+        source: &LocalPod,
+        tls: &TlsTarget,
+        target: SocketAddr,
+        carrier: impl Future<Output = Result<Carrier, OpenError>>,
+    ) -> Result<Carrier, OpenError> {
+        let config = self.origination.config(&source.uid, tls).await;
+        let config = config.map_err(|error| OpenError::NoTls(target, error))?;
+        let shaken = handshake(config, tls, target.ip(), carrier.await?).await;
+        let io = shaken.map_err(|error| OpenError::Handshake(target, error))?;
+        Ok(Carrier::Tls(Box::new(io)))
     }
 
     /// The next client of the pod's sees for itself that an address outside the mesh cannot be
@@ -342,124 +377,4 @@ fn baggage(source: &LocalPod) -> String {
 /// A trace of its own for each stream, not sampled (W3C Trace Context, section 3.2).
 fn traceparent(draws: &Draws) -> String {
     format!("00-{:016x}{:016x}-{:016x}-00", draws.next() | 1, draws.next(), draws.next() | 1)
-}
-
-/// An open stream.
-#[derive(Debug)]
-pub struct UpstreamIo {
-    carrier: Carrier,
-    _permit: Permit,
-}
-
-/// What carries a stream.
-#[derive(Debug)]
-enum Carrier {
-    /// A socket.
-    Tcp(TcpStream),
-    /// A stream of a tunnel.
-    Tunnel(TunnelStream),
-}
-
-impl UpstreamIo {
-    /// Cancelled when the stream's tunnel takes no further ones: its far end stops, or its certificate
-    /// was renewed. `None` for a socket of its own.
-    #[must_use]
-    pub fn retired(&self) -> Option<CancellationToken> {
-        match &self.carrier {
-            Carrier::Tcp(_) => None,
-            Carrier::Tunnel(stream) => Some(stream.retired()),
-        }
-    }
-
-    /// Has the kernel look after a peer that is silent (tcp(7), `SO_KEEPALIVE`). A tunnel has its own
-    /// ways, and is not touched.
-    pub fn keep_alive(&self, keepalive: &Keepalive) {
-        let Carrier::Tcp(stream) = &self.carrier else { return };
-        let mut settings = socket2::TcpKeepalive::new();
-        if let Some(time) = keepalive.time {
-            settings = settings.with_time(time);
-        }
-        if let Some(interval) = keepalive.interval {
-            settings = settings.with_interval(interval);
-        }
-        if let Some(probes) = keepalive.probes {
-            settings = settings.with_retries(probes);
-        }
-        if let Err(error) = socket2::SockRef::from(stream).set_tcp_keepalive(&settings) {
-            tracing::debug!(%error, "keep-alive not set");
-        }
-    }
-
-    /// Ends the stream so that the far side sees a reset.
-    pub fn reset(self) {
-        match self.carrier {
-            Carrier::Tcp(stream) => reset_tcp(stream),
-            Carrier::Tunnel(mut stream) => stream.reset(),
-        }
-    }
-}
-
-/// Closes a socket with a reset instead of an orderly end.
-pub fn reset_tcp(stream: impl AsFd) {
-    // Zero linger makes close(2) send RST (tcp(7), SO_LINGER); failure leaves an orderly close.
-    let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-    drop(stream);
-}
-
-impl AsyncRead for UpstreamIo {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().carrier {
-            Carrier::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Carrier::Tunnel(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for UpstreamIo {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().carrier {
-            Carrier::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Carrier::Tunnel(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().carrier {
-            Carrier::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Carrier::Tunnel(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().carrier {
-            Carrier::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Carrier::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().carrier {
-            Carrier::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Carrier::Tunnel(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match &self.carrier {
-            Carrier::Tcp(stream) => stream.is_write_vectored(),
-            Carrier::Tunnel(stream) => stream.is_write_vectored(),
-        }
-    }
 }

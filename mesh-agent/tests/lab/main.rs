@@ -28,6 +28,7 @@ mod limits;
 mod locality;
 mod memory;
 mod mirror;
+mod origination;
 mod outside;
 mod peer_authentication;
 mod quota;

@@ -11,13 +11,14 @@ use super::source::{Source, has_word, is_word};
 const AGENT: &str = "mesh-agent/src/";
 
 /// Modules of the agent by rank. Modules of one rank are strangers.
-const RANKS: [(&str, u8); 17] = [
+const RANKS: [(&str, u8); 18] = [
     ("model", 0),
     ("api", 0),
     ("waits", 0),
     ("config", 1),
     ("capture", 1),
     ("identity", 1),
+    ("origination", 1),
     ("balance", 1),
     ("authz", 1),
     ("telemetry", 1),

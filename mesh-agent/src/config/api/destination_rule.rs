@@ -137,24 +137,27 @@ pub(in crate::config) struct TcpPool {
 #[serde(rename_all = "camelCase", default)]
 pub(in crate::config) struct Tls {
     #[schemars(transform = limit(
-        "mutual TLS is used wherever both sides are in the mesh, and no TLS elsewhere"
+        "within the mesh mutual TLS is used with `DISABLE` too, and carries that of `SIMPLE` and `MUTUAL`"
     ))]
     pub(in crate::config) mode: Option<TlsMode>,
-    /// Path, for `MUTUAL`.
-    client_certificate: Option<Unsupported<String>>,
-    /// Path, for `MUTUAL`.
-    private_key: Option<Unsupported<String>>,
-    /// Path of what the server's certificate is checked against.
-    ca_certificates: Option<Unsupported<String>>,
+    /// Path in the client's pod, for `MUTUAL`.
+    pub(in crate::config) client_certificate: String,
+    /// Path in the client's pod, for `MUTUAL`.
+    pub(in crate::config) private_key: String,
+    /// Path in the client's pod of what the server's certificate is checked against.
+    pub(in crate::config) ca_certificates: String,
     /// Secret, in place of the paths.
-    credential_name: Option<Unsupported<String>>,
+    #[schemars(transform = limit(
+        "only `system`, the agent's roots, with `SIMPLE`; with a Secret connections fail"
+    ))]
+    pub(in crate::config) credential_name: String,
     /// Names of which the server's certificate must have one.
-    subject_alt_names: Option<Unsupported<Vec<String>>>,
-    sni: Option<Unsupported<String>>,
+    pub(in crate::config) subject_alt_names: Vec<String>,
+    pub(in crate::config) sni: String,
     /// The server's certificate is not checked.
-    insecure_skip_verify: Option<Unsupported<Option<bool>>>,
-    /// Path of revoked certificates.
-    ca_crl: Option<Unsupported<String>>,
+    pub(in crate::config) insecure_skip_verify: Option<bool>,
+    /// Path in the client's pod of revoked certificates.
+    pub(in crate::config) ca_crl: String,
 }
 
 /// `trafficPolicy.tls.mode`.

@@ -1,11 +1,9 @@
-//! `ServiceEntry` of networking.istio.io, whole (istio-surface 1.4). Fields typed [`Unsupported`] are
-//! reported as not honoured yet.
+//! `ServiceEntry` of networking.istio.io, whole (istio-surface 1.4).
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::meta::WorkloadSelector;
-use super::scalar::Unsupported;
 use super::schema::{each, port, required, rules};
 use super::workload_entry::WorkloadEntry;
 
@@ -65,8 +63,8 @@ pub(in crate::config) struct ServiceEntry {
     pub(in crate::config) workload_selector: Option<WorkloadSelector>,
     /// Namespaces that see the service: `.` its own, `*` all.
     pub(in crate::config) export_to: Vec<String>,
-    /// Names of which the server's certificate must have one.
-    subject_alt_names: Option<Unsupported<Vec<String>>>,
+    /// Names of which the server's certificate must have one, where a DestinationRule asks for TLS.
+    pub(in crate::config) subject_alt_names: Vec<String>,
 }
 
 /// `ports[]`.

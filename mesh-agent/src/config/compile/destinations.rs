@@ -8,10 +8,13 @@ use super::routes::no_service;
 use super::view::{Entry, View};
 use super::{no_effect, share};
 use crate::config::api::Labels;
-use crate::config::diagnostic::Diagnostic;
-use crate::config::translate::{Balancing, Blocks, PolicyFacts, RuleFacts, SubsetFacts, exported};
+use crate::config::diagnostic::{Diagnostic, Report};
+use crate::config::translate::{
+    Balancing, Blocks, PolicyFacts, RuleFacts, SubsetFacts, UpstreamTls, exported,
+};
 use crate::model::{
-    DestinationRule, HostPattern, ObjectRef, Snapshot, Subset, TrafficPolicy, Visibility,
+    DestinationRule, HostPattern, ObjectRef, Service, ServiceKind, Snapshot, Subset, TrafficPolicy,
+    Visibility,
 };
 
 /// Objects that count as one: same namespace, host, `exportTo` and `workloadSelector`.
@@ -35,10 +38,11 @@ pub(super) fn compile(
     let mut groups: HashMap<&str, Vec<Group<'_>>> = HashMap::new();
     for entry in &view.rules {
         let mut report = entry.report();
-        if let HostPattern::Exact(host) = &entry.facts.host
-            && !snapshot.services_by_host.contains_key(host)
-        {
-            report.warning("spec.host", no_service(host, snapshot));
+        if let HostPattern::Exact(host) = &entry.facts.host {
+            match snapshot.services_by_host.get(host) {
+                None => report.warning("spec.host", no_service(host, snapshot)),
+                Some(service) => check_tls(entry.facts, service, &mut report),
+            }
         }
         no_effect::check(entry.facts, snapshot, &mut report);
         diagnostics.extend(report.into_diagnostics());
@@ -63,6 +67,19 @@ pub(super) fn compile(
             (std::cmp::Reverse(rule.host.specificity()), rule.workload_selector.is_empty())
         });
         snapshot.destination_rules.insert(namespace.into(), rules);
+    }
+}
+
+/// Says where TLS is asked for and not to be had.
+fn check_tls(facts: &RuleFacts, service: &Service, report: &mut Report) {
+    let of_rule = facts.policy.iter().chain(facts.subsets.iter().map(|subset| &subset.policy));
+    let mut blocks =
+        of_rule.flat_map(|policy| [&policy.blocks].into_iter().chain(policy.ports.values()));
+    let is_originated = |blocks: &Blocks| matches!(blocks.tls, Some(UpstreamTls::Originated(_)));
+    if matches!(service.kind, ServiceKind::ExternalName(_)) && blocks.any(is_originated) {
+        let message = "`tls` has no effect: the host is a Service of type ExternalName, whose \
+                       connections go on as they are; describe it by a ServiceEntry";
+        report.warning("spec.host", message);
     }
 }
 
@@ -158,6 +175,7 @@ fn effective(top: &PolicyFacts, subset: Option<&PolicyFacts>, port: Option<u16>)
             connection_pool: own.connection_pool.clone().or(base.connection_pool),
             outlier: own.outlier.clone().or(base.outlier),
             retry_budget: own.retry_budget.or(base.retry_budget),
+            tls: own.tls.clone().or(base.tls),
         },
     };
     let Balancing { load_balancer, hash_key, locality, warmup } =
@@ -170,5 +188,6 @@ fn effective(top: &PolicyFacts, subset: Option<&PolicyFacts>, port: Option<u16>)
         pool: blocks.connection_pool.unwrap_or_default(),
         outlier: blocks.outlier,
         retry_budget: blocks.retry_budget,
+        tls: blocks.tls.and_then(UpstreamTls::originated),
     }
 }

@@ -137,6 +137,7 @@ fn service(
         is_internal: facts.is_internal,
         resolution: resolution(facts, &key.name, sources.answers),
         ranges: facts.ranges.clone(),
+        subject_alt_names: Arc::clone(&facts.subject_alt_names),
     };
     Service {
         ports: ports.collect(),

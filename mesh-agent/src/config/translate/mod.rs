@@ -25,6 +25,7 @@ mod service;
 mod service_entry;
 mod traffic_policy;
 mod unenforced;
+mod upstream_tls;
 mod virtual_service;
 
 pub(super) use balancing::Balancing;
@@ -44,6 +45,7 @@ pub(super) use service_entry::{
 };
 pub(super) use traffic_policy::{Blocks, PolicyFacts};
 pub(super) use unenforced::{UnenforcedFacts, authorization_policy, request_authentication};
+pub(super) use upstream_tls::UpstreamTls;
 pub(super) use virtual_service::{Reference, VirtualServiceFacts, virtual_service};
 
 use std::net::IpAddr;

@@ -36,6 +36,8 @@ pub(in crate::config) struct EntryFacts {
     pub(in crate::config) selector: Option<Labels>,
     /// `exportTo`, if it has one.
     pub(in crate::config) visibility: Option<Visibility>,
+    /// `subjectAltNames`.
+    pub(in crate::config) subject_alt_names: Arc<[Arc<str>]>,
 }
 
 /// `resolution`, of those that are honoured.
@@ -121,6 +123,7 @@ pub(in crate::config) fn service_entry(
         endpoints,
         selector,
         visibility: entry_visibility(&spec.export_to, scope, report),
+        subject_alt_names: spec.subject_alt_names.into_iter().map(Arc::from).collect(),
     }
 }
 

@@ -10,7 +10,8 @@ use serde_json::Value;
 use super::balancing::{Balancing, balancing};
 use super::numbers::{count, duration, duration_or_zero, percent, whole_percent};
 use super::port_number;
-use crate::config::api::{self, H2UpgradePolicy, TlsMode};
+use super::upstream_tls::{UpstreamTls, upstream_tls};
+use crate::config::api::{self, H2UpgradePolicy};
 use crate::config::diagnostic::Report;
 use crate::model::{ConnectionPool, Keepalive, OutlierDetection, RetryBudget};
 
@@ -39,6 +40,8 @@ pub(in crate::config) struct Blocks {
     pub(in crate::config) outlier: Option<Arc<OutlierDetection>>,
     /// `retryBudget`.
     pub(in crate::config) retry_budget: Option<RetryBudget>,
+    /// `tls`.
+    pub(in crate::config) tls: Option<UpstreamTls>,
 }
 
 /// Translates one.
@@ -48,22 +51,22 @@ pub(super) fn policy(
     report: &mut Report,
 ) -> Option<PolicyFacts> {
     let found = found?;
-    tls(found.tls.as_ref(), field, report);
     let blocks = Blocks {
         load_balancer: load_balancer(found.load_balancer, field, report),
         connection_pool: connection_pool(found.connection_pool, field, report),
         outlier: outlier(found.outlier_detection, field, report),
         retry_budget: retry_budget(found.retry_budget, field, report),
+        tls: upstream_tls(found.tls, field, report),
     };
     let mut ports = BTreeMap::new();
     for (index, entry) in found.port_level_settings.into_iter().enumerate() {
         let field = format!("{field}.portLevelSettings[{index}]");
-        tls(entry.tls.as_ref(), &field, report);
         let blocks = Blocks {
             load_balancer: load_balancer(entry.load_balancer, &field, report),
             connection_pool: connection_pool(entry.connection_pool, &field, report),
             outlier: outlier(entry.outlier_detection, &field, report),
             retry_budget: None,
+            tls: upstream_tls(entry.tls, &field, report),
         };
         let number = entry.port.number;
         let field = format!("{field}.port.number");
@@ -78,21 +81,6 @@ pub(super) fn policy(
         }
     }
     Some(PolicyFacts { blocks, ports })
-}
-
-/// Pods of the mesh speak mutual TLS whatever the rule says; other modes are said to be ignored.
-fn tls(found: Option<&api::Tls>, field: &str, report: &mut Report) {
-    match found.map(|tls| tls.mode) {
-        None | Some(Some(TlsMode::IstioMutual)) => {}
-        Some(None | Some(TlsMode::Disable)) => report.warning(
-            format!("{field}.tls.mode"),
-            "DISABLE is ignored: mutual TLS is used wherever both sides are in the mesh",
-        ),
-        Some(Some(TlsMode::Simple | TlsMode::Mutual)) => report.warning(
-            format!("{field}.tls.mode"),
-            "not supported yet, ignored: TLS is not originated towards the destination",
-        ),
-    }
 }
 
 fn load_balancer(

@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::message::{End, Message, Rules, requests};
 use crate::http::{Connect, ConnectError};
-use crate::model::{ConnectionPool, Endpoint, Workload};
+use crate::model::{ConnectionPool, Endpoint, TlsTarget, Workload};
 
 /// What an in-memory stream buffers.
 pub(super) const PIPE: usize = 16 * 1024;
@@ -57,6 +57,7 @@ impl Connect for Net {
         _source: &Arc<Workload>,
         endpoint: &Endpoint,
         _pool: &ConnectionPool,
+        _tls: Option<&TlsTarget>,
     ) -> Result<DuplexStream, ConnectError> {
         let expected = [([10, 0, 0, 1], 8080), VIP].map(SocketAddr::from);
         assert!(expected.contains(&endpoint.address), "who is {}?", endpoint.address);

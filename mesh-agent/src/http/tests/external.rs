@@ -37,6 +37,7 @@ pub(super) fn external(
         is_internal: false,
         resolution,
         ranges: Vec::new(),
+        subject_alt_names: Arc::default(),
     }));
     Arc::new(made)
 }

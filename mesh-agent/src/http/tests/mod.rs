@@ -11,6 +11,7 @@ mod hostile_http2_endpoint;
 mod hostile_request;
 mod hostile_response;
 mod leaving;
+mod origination;
 mod protocol;
 mod rate_limits;
 mod retries;
@@ -43,7 +44,7 @@ use tokio_util::task::TaskTracker;
 use super::{Connect, ConnectError, ConnectionFacts, Engine, HttpVersion, serve};
 use crate::balance::fixture::pod;
 use crate::balance::{Draws, Live, LiveHandle};
-use crate::model::{ConnectionPool, Endpoint, Snapshot, Workload};
+use crate::model::{ConnectionPool, Endpoint, Snapshot, TlsTarget, Workload};
 use crate::telemetry::Metrics;
 use crate::tunnel::Quota;
 
@@ -73,6 +74,8 @@ enum Server {
 struct Net {
     servers: Rc<RefCell<FxHashMap<SocketAddr, Server>>>,
     dialled: Rc<RefCell<Vec<Dial>>>,
+    /// In which TLS.
+    secured: Rc<RefCell<Vec<Option<TlsTarget>>>>,
     /// Of what has been opened since it was last cancelled.
     retired: Rc<RefCell<CancellationToken>>,
     tasks: TaskTracker,
@@ -90,8 +93,10 @@ impl Connect for Net {
         source: &Arc<Workload>,
         endpoint: &Endpoint,
         _pool: &ConnectionPool,
+        tls: Option<&TlsTarget>,
     ) -> Result<DuplexStream, ConnectError> {
         self.dialled.borrow_mut().push((source.uid.clone(), endpoint.address));
+        self.secured.borrow_mut().push(tls.cloned());
         let server = self.servers.borrow().get(&endpoint.address).cloned();
         let (near, far) = tokio::io::duplex(PIPE);
         match server {

@@ -59,6 +59,7 @@ fn external(
         is_internal: false,
         resolution,
         ranges: Vec::new(),
+        subject_alt_names: Arc::default(),
     }));
     Arc::new(made)
 }

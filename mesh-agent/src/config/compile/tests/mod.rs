@@ -8,6 +8,7 @@ mod filters;
 mod l4_routes;
 mod localities;
 mod mesh;
+mod origination;
 mod policies;
 mod rate_limits;
 mod reading;
@@ -27,8 +28,8 @@ use super::*;
 use crate::config::{Kind, Settings, parse};
 use crate::model::{
     Action, ConnectionPool, Forward, HeaderOps, HttpMatch, HttpRule, KeyMatch, L4Match,
-    PathRewrite, Readiness, Resolution, RetryPolicy, StringMatch, TrafficPolicy, VirtualService,
-    Visibility, Workload,
+    PathRewrite, Readiness, Resolution, RetryPolicy, StringMatch, TlsOrigination, TrafficPolicy,
+    VirtualService, Visibility, Workload,
 };
 
 /// A service `cart` in `shop` with two pods, v1 and v2, for tests of routes.
@@ -212,6 +213,31 @@ fn policy_text(policy: &TrafficPolicy) -> String {
     if let Some(budget) = policy.retry_budget {
         write!(text, " {budget:?}").unwrap();
     }
+    if let Some(tls) = &policy.tls {
+        write!(text, " {}", tls_text(tls)).unwrap();
+    }
+    text
+}
+
+/// What differs from the defaults.
+fn tls_text(tls: &TlsOrigination) -> String {
+    let mut text = "tls".to_owned();
+    for (name, value) in [
+        ("sni", &tls.sni),
+        ("roots", &tls.roots),
+        ("revoked", &tls.revoked),
+        ("certificate", &tls.client.as_ref().map(|files| files.certificate.clone())),
+        ("key", &tls.client.as_ref().map(|files| files.key.clone())),
+        ("secret", &tls.secret),
+    ] {
+        if let Some(value) = value {
+            write!(text, " {name}={value}").unwrap();
+        }
+    }
+    if !tls.names.is_empty() {
+        write!(text, " names={:?}", tls.names).unwrap();
+    }
+    text.push_str(if tls.skip_verify { " unverified" } else { "" });
     text
 }
 
@@ -433,6 +459,9 @@ fn externals(snapshot: &Snapshot) -> String {
         write!(text, "{key} {} {addresses:?}", external.object).unwrap();
         if !external.ranges.is_empty() {
             write!(text, " {:?}", external.ranges).unwrap();
+        }
+        if !external.subject_alt_names.is_empty() {
+            write!(text, " names {:?}", external.subject_alt_names).unwrap();
         }
         match &external.resolution {
             Resolution::Dialled => text.push_str(" dialled"),
