@@ -88,6 +88,7 @@ spec: { host: cart, workloadSelector: { matchLabels: { app: x } }, subsets: [{ n
         expect![[r#"
             warning DestinationRule shop/a spec.subsets[0].name: `v1` is defined by an older rule of this host already, which counts
             warning DestinationRule shop/c spec.trafficPolicy: no effect: DestinationRule shop/a, which is older, has one for this host
+            warning DestinationRule shop/c spec.trafficPolicy.loadBalancer.simple: PASSTHROUGH has no effect: a virtual address is no endpoint, so one is chosen at random
             DestinationRule shop/f Exact("cart.shop.svc.cluster.local") Everyone for {"app": "x"}
               any: LeastRequest 10s
               v9 {}: LeastRequest 10s

@@ -162,7 +162,7 @@ fn rewrites_timeouts_and_authorities() {
             warning VirtualService shop/cart spec.http[1].headers.request.set[:path]: `:path` is not a header that can be changed, ignored
             VirtualService shop/cart [Exact("cart.shop.svc.cluster.local")]
               default [uri ^/a] /1 cart.shop.svc.cluster.local/* 1 rewrite /b authority "c.example" timeout 1.5s
-              default [uri ^/c] /1 cart.shop.svc.cluster.local/* 1 authority "e.example" rewrite ^/c/(\d+)>/$$${1} authority "d.example"
+              default [uri ^/c] /1 cart.shop.svc.cluster.local/* 1 authority "e.example" rewrite ^/c/([0-9]+)>/$$${1} authority "d.example"
         "#]],
     );
 }
