@@ -13,6 +13,7 @@ use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::oci::sha256;
+use crate::peers::go;
 use crate::tool::{find, installed, run, say, workspace};
 
 /// What an API server needs.
@@ -95,7 +96,7 @@ pub(super) fn prepare(need: Need) -> Result<Binaries, Obstacle> {
 /// Builds the programs from source, unless that was done already.
 ///
 /// # Errors
-/// No Go, or what the build said.
+/// No Go, here or to be fetched, or what the build said.
 pub(super) fn build() -> anyhow::Result<PathBuf> {
     let _lock = lock()?;
     let stamp = built_stamp()?;
@@ -188,9 +189,9 @@ fn unpack(kube: &Path, containerd: Option<&Path>, folder: &Path) -> anyhow::Resu
 }
 
 fn build_into_cache(stamp: &str) -> anyhow::Result<()> {
-    let go = find("go").context(
-        "Kubernetes' programs are not here, and without Go they cannot be built: set KUBE_BIN to \
-         a folder that has them, or install Go",
+    let go = go().context(
+        "Kubernetes' programs are not here, and they cannot be built: set KUBE_BIN to a folder that \
+         has them, or install Go",
     )?;
     say("kube: building Kubernetes from xtask/kube: 10 to 25 minutes, 3 GB of Go's cache, once");
     fill_cache(stamp, |folder| {
