@@ -14,6 +14,11 @@ imagePullSecrets: {{ toJson . }}
 {{- end }}
 {{- end }}
 
+{{- /* What the image is for; nodes of a user's choice among those. */}}
+{{- define "malha.nodeSelector" -}}
+{{ toYaml (merge (dict "kubernetes.io/os" "linux" "kubernetes.io/arch" "amd64") .) }}
+{{- end }}
+
 {{- define "malha.uninstallHook" -}}
 helm.sh/hook: pre-delete
 helm.sh/hook-weight: {{ . | quote }}

@@ -38,6 +38,10 @@ pub(super) fn objects(namespace: &str, settings: &Settings) -> anyhow::Result<Ve
             objects.push(object);
         }
     }
+    // The chart has none for a single replica.
+    if settings.authority_replicas == Some(1) {
+        objects.retain(|object| kind(object) != "PodDisruptionBudget");
+    }
     for object in &mut objects {
         if kind(object) == "Namespace" {
             object["metadata"]["name"] = namespace.into();
@@ -226,6 +230,16 @@ mod tests {
         assert_eq!(authority["spec"]["replicas"], 5);
         let arguments = authority["spec"]["template"]["spec"]["containers"][0]["args"].to_string();
         assert!(arguments.contains("--trust-domain=corp"), "{arguments}");
+    }
+
+    #[test]
+    fn one_replica_of_the_authority_keeps_no_node_from_being_drained() {
+        let budgets = |replicas| {
+            let settings = Settings { authority_replicas: replicas, ..Settings::default() };
+            let objects = objects(NAMESPACE, &settings).unwrap();
+            objects.iter().filter(|object| kind(object) == "PodDisruptionBudget").count()
+        };
+        assert_eq!([None, Some(1), Some(2)].map(budgets), [1, 0, 1]);
     }
 
     #[test]

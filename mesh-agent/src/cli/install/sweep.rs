@@ -327,18 +327,22 @@ mod tests {
     }
 
     #[test]
-    fn nodes_of_other_systems_are_left_out_and_silent_ones_are_told() {
-        let node = |name: &str, system: &str, ready: &str| -> Node {
+    fn nodes_of_other_platforms_are_left_out_and_silent_ones_are_told() {
+        let node = |name: &str, platform: [&str; 2], ready: &str| -> Node {
+            let [system, machine] = platform;
             serde_json::from_value(json!({
-                "metadata": {"name": name, "labels": {"kubernetes.io/os": system}},
+                "metadata": {"name": name, "labels": {
+                    "kubernetes.io/os": system, "kubernetes.io/arch": machine,
+                }},
                 "status": {"conditions": [{"type": "Ready", "status": ready}]},
             }))
             .unwrap()
         };
         let all = [
-            node("a", "linux", "True"),
-            node("b", "linux", "Unknown"),
-            node("c", "windows", "True"),
+            node("a", ["linux", "amd64"], "True"),
+            node("b", ["linux", "amd64"], "Unknown"),
+            node("c", ["windows", "amd64"], "True"),
+            node("d", ["linux", "arm64"], "True"),
         ];
         let found = nodes(&agents(), &all);
         assert_eq!(found, [("a".to_owned(), true), ("b".to_owned(), false)]);

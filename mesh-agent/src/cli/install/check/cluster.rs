@@ -33,7 +33,7 @@ pub(super) fn judge(facts: &Facts, stage: Stage, settings: &Settings) -> Vec<Fin
     if stage == Stage::Before {
         findings.push(permissions(facts));
     }
-    findings.extend([kernels(facts), systems(facts), runtimes(facts), clock(facts)]);
+    findings.extend([kernels(facts), platforms(facts), runtimes(facts), clock(facts)]);
     findings.extend(cilium(facts));
     findings.push(istio(facts, settings));
     findings.push(gateway_api(facts));
@@ -83,14 +83,19 @@ fn name(node: &Node) -> String {
 }
 
 /// Nodes that agents run on.
-fn linux(facts: &Facts) -> impl Iterator<Item = (&Node, &NodeSystemInfo)> {
+fn agents_nodes(facts: &Facts) -> impl Iterator<Item = (&Node, &NodeSystemInfo)> {
     let all = facts.nodes.iter().filter_map(|node| Some((node, info(node)?)));
-    all.filter(|(_, info)| info.operating_system == "linux")
+    all.filter(|(_, info)| can_run(info))
+}
+
+/// Whether the image is for a node: what the chart's `malha.nodeSelector` says.
+fn can_run(info: &NodeSystemInfo) -> bool {
+    info.operating_system == "linux" && info.architecture == "amd64"
 }
 
 fn kernels(facts: &Facts) -> Finding {
     const CHECK: &str = "kernels";
-    let old: Vec<String> = linux(facts)
+    let old: Vec<String> = agents_nodes(facts)
         .filter(|(_, info)| version(&info.kernel_version).is_none_or(|found| found < KERNEL))
         .map(|(node, info)| format!("{} has {}", name(node), info.kernel_version))
         .collect();
@@ -100,27 +105,27 @@ fn kernels(facts: &Facts) -> Finding {
             format!("agents need Linux {major}.{minor} or newer on every node: upgrade these");
         return Finding::failed(CHECK, some(&old), fix);
     }
-    let oldest = linux(facts).min_by_key(|(_, info)| version(&info.kernel_version));
+    let oldest = agents_nodes(facts).min_by_key(|(_, info)| version(&info.kernel_version));
     let oldest = oldest.map_or("no nodes", |(_, info)| &info.kernel_version);
     Finding::ok(CHECK, format!("{oldest} and newer"))
 }
 
-fn systems(facts: &Facts) -> Finding {
-    const CHECK: &str = "operating systems";
+fn platforms(facts: &Facts) -> Finding {
+    const CHECK: &str = "platforms";
     let all = facts.nodes.iter().filter_map(|node| Some((node, info(node)?)));
-    let others = all.filter(|(_, info)| info.operating_system != "linux");
-    let others: Vec<String> = others.map(|(node, _)| name(node)).collect();
+    let others: Vec<String> =
+        all.filter(|(_, info)| !can_run(info)).map(|(node, _)| name(node)).collect();
     if others.is_empty() {
-        return Finding::ok(CHECK, "Linux on every node");
+        return Finding::ok(CHECK, "Linux on amd64 on every node");
     }
-    let found = format!("not Linux: {}", some(&others));
+    let found = format!("not Linux on amd64: {}", some(&others));
     Finding::warning(CHECK, found, "pods of these nodes are not in the mesh: nothing can be done")
 }
 
 fn runtimes(facts: &Facts) -> Finding {
     const CHECK: &str = "container runtimes";
     let mut nodes: BTreeMap<&str, usize> = BTreeMap::new();
-    for (_, info) in linux(facts) {
+    for (_, info) in agents_nodes(facts) {
         *nodes.entry(&info.container_runtime_version).or_default() += 1;
     }
     let is_old = |runtime: &str| {
@@ -327,7 +332,7 @@ mod tests {
             node("c", "10.0", "containerd://2.1.0", "windows"),
         ]);
         assert_eq!(said(kernels(&old)), (State::Failed, "b has 5.4.0-150".to_owned()));
-        assert_eq!(said(systems(&old)), (State::Warning, "not Linux: c".to_owned()));
+        assert_eq!(said(platforms(&old)), (State::Warning, "not Linux on amd64: c".to_owned()));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::cli::install::inventory::Id;
 use crate::config::Kind;
 
 /// What installing does, as RBAC says it: group, resource, verb.
-const NEEDED: [(&str, &str, &str); 11] = [
+const NEEDED: [(&str, &str, &str); 13] = [
     ("", "namespaces", "patch"),
     ("", "configmaps", "patch"),
     ("", "serviceaccounts", "patch"),
@@ -36,6 +36,8 @@ const NEEDED: [(&str, &str, &str); 11] = [
     ("rbac.authorization.k8s.io", "rolebindings", "patch"),
     ("apps", "daemonsets", "patch"),
     ("apps", "deployments", "patch"),
+    ("policy", "poddisruptionbudgets", "patch"),
+    ("admissionregistration.k8s.io", "validatingwebhookconfigurations", "patch"),
 ];
 /// Where kubelets renew their leases.
 const LEASES: &str = "kube-node-lease";
