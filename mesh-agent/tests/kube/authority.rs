@@ -9,14 +9,38 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use mesh_agent::identity::{AuthorityClient, Identities, Issuer, KeyDir, LocalCa, Settings};
 use mesh_agent::model::SpiffeId;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use xtask::kube::KubeLab;
 
 use crate::support::{DEADLINE, api_server, run};
 
 pub(crate) const NAMESPACE: &str = "malha-system";
+
+/// How a request is refused: the code of gRPC, the metric's reason, words of the sentence.
+type Refusal = (&'static str, &'static str, &'static str);
+
+const NO_POD: Refusal = ("PermissionDenied", "no_pod_on_node", "no running pod of this identity");
+const NOT_BOUND: Refusal = ("PermissionDenied", "not_bound_to_node", "not bound to a pod");
+const NOT_AN_AGENT: Refusal = ("PermissionDenied", "not_an_agent", "only the agents'");
+const NO_TOKEN: Refusal = ("Unauthenticated", "no_token", "no bearer token");
+/// The API server says what it has against a token.
+const WRONG_AUDIENCE: Refusal = invalid("invalid for the target audiences");
+const EXPIRED: Refusal = invalid("expired");
+const NO_ACCOUNT: Refusal = invalid("\"gone\" not found");
+const INVALIDATED: Refusal = invalid("invalidated");
+const FORGED: Refusal = invalid("cryptographic primitive");
+const RUBBISH: Refusal = invalid("not valid");
+
+const fn invalid(words: &'static str) -> Refusal {
+    ("Unauthenticated", "invalid_token", words)
+}
 
 /// A replica, ended with the value.
 pub(crate) struct Replica {
@@ -177,9 +201,42 @@ impl Ground {
         asked.map(|_| ()).map_err(|error| error.to_string())
     }
 
-    async fn refused(&self, replica: &Replica, token: &str, account: &str, code: &str) {
+    /// Refused with this code, counted once and under this reason alone, and written down.
+    async fn refused(
+        &self,
+        replica: &Replica,
+        token: &str,
+        account: &str,
+        (code, reason, words): Refusal,
+    ) {
+        let (before, written) = (replica.refusals(reason), replica.log().len());
         let error = self.ask(replica, token, account).await.unwrap_err();
-        assert!(error.ends_with(&format!("({code})")), "{error}");
+        assert!(error.ends_with(&format!("({code})")) && error.contains(words), "{error}");
+        assert_eq!(replica.refusals(reason), before.map(|count| count + 1), "{reason}, and all");
+        let mut log = String::new();
+        until(&format!("a line of {reason}, {words}, in the log"), || {
+            log = replica.log();
+            let mut new = log[written..].lines().filter(|line| line.contains("request refused"));
+            new.any(|line| line.contains(&format!("reason=\"{reason}\"")) && line.contains(words))
+        });
+    }
+
+    /// A token's claims at other times, signed by the key whose tokens the API server takes.
+    fn signed_anew(&self, token: &str, seconds: i64) -> String {
+        let claims = token.split('.').nth(1).unwrap();
+        let mut claims: Value =
+            serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap();
+        for time in ["iat", "nbf", "exp"] {
+            claims[time] = (claims[time].as_i64().unwrap() + seconds).into();
+        }
+        let parts = [json!({ "alg": "ES256", "typ": "JWT" }), claims];
+        let text = parts.map(|part| URL_SAFE_NO_PAD.encode(part.to_string())).join(".");
+        let pem = std::fs::read_to_string(self.lab.pki().join("sa.key")).unwrap();
+        let key: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+        let key = STANDARD.decode(key).unwrap();
+        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &key).unwrap();
+        let signature = key.sign(&SystemRandom::new(), text.as_bytes()).unwrap();
+        format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref()))
     }
 }
 
@@ -211,6 +268,18 @@ impl Replica {
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
+
+    /// Requests that it has refused: for a reason, and in all.
+    fn refusals(&self, reason: &str) -> [u64; 2] {
+        let metrics = self.get("/metrics");
+        let refused = |what: &str| {
+            let lines = metrics.lines().filter(|line| {
+                line.starts_with("malha_authority_refused_total{") && line.contains(what)
+            });
+            lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+        };
+        [refused(&format!("\"{reason}\"")), refused("")]
+    }
 }
 
 /// Two that start at once have one root, and publish it.
@@ -237,7 +306,7 @@ fn certificates_are_for_the_pods_of_the_agents_node() {
         for replica in [&first, &second] {
             ground.ask(replica, &agent, "cart").await.unwrap();
         }
-        ground.refused(&first, &agent, "front", "PermissionDenied").await;
+        ground.refused(&first, &agent, "front", NO_POD).await;
         // Its pod may be younger than what the watch has told.
         ground.pod("shop", "late-1", "late", "node-a");
         ground.ask(&first, &agent, "late").await.unwrap();
@@ -246,22 +315,18 @@ fn certificates_are_for_the_pods_of_the_agents_node() {
         while ground.ask(&first, &agent, "late").await.is_ok() {
             assert!(begun.elapsed() < DEADLINE, "a finished pod has an identity");
         }
-        ground.refused(&first, &agent, "late", "PermissionDenied").await;
+        ground.refused(&first, &agent, "late", NO_POD).await;
         let unbound = ground.token(NAMESPACE, "malha-agent", "malha-ca", None);
-        ground.refused(&first, &unbound, "cart", "PermissionDenied").await;
+        ground.refused(&first, &unbound, "cart", NOT_BOUND).await;
 
         let cart = ground.token("shop", "cart", "malha-ca", Some("cart-1"));
         ground.ask(&first, &cart, "cart").await.unwrap();
-        ground.refused(&first, &cart, "other", "PermissionDenied").await;
+        ground.refused(&first, &cart, "other", NOT_AN_AGENT).await;
     });
     let metrics = first.get("/metrics");
-    for (series, least) in [
-        ("signed_total{caller=\"agent\"}", 2),
-        ("signed_total{caller=\"own\"}", 1),
-        ("refused_total{reason=\"no_pod_on_node\"}", 2),
-        ("refused_total{reason=\"not_bound_to_node\"}", 1),
-        ("refused_total{reason=\"not_an_agent\"}", 1),
-    ] {
+    for (series, least) in
+        [("signed_total{caller=\"agent\"}", 2), ("signed_total{caller=\"own\"}", 1)]
+    {
         let line = metrics.lines().find(|line| line.contains(series));
         let count: u64 = line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0);
         assert!(count >= least, "{series} {count}: {metrics}");
@@ -276,27 +341,47 @@ fn tokens_that_are_not_for_the_authority_get_nothing() {
     let ground = Ground::new(lab);
     let (first, _second) = start_two(&ground);
     run(async {
+        let good = ground.token("shop", "cart", "malha-ca", Some("cart-1"));
         let wrong = ground.token("shop", "cart", "https://kubernetes.default.svc", None);
         let gone = ground.token("shop", "gone", "malha-ca", None);
         let dead = ground.token("shop", "other", "malha-ca", Some("other-1"));
+        let asked = Instant::now();
         ground.ask(&first, &dead, "other").await.unwrap();
+        // What is wrong with the second is its time alone.
+        ground.ask(&first, &ground.signed_anew(&good, -60), "cart").await.unwrap();
+        let expired = ground.signed_anew(&good, -86_400);
         ground.kubectl(&["-n", "shop", "delete", "serviceaccount", "gone"]);
         ground.kubectl(&["-n", "shop", "delete", "pod", "other-1", "--force", "--grace-period=0"]);
-        let forged = format!("{}x", ground.token("shop", "cart", "malha-ca", None).trim());
-        for token in [wrong.as_str(), &gone, "rubbish", &forged, ""] {
-            ground.refused(&first, token, "cart", "Unauthenticated").await;
-        }
-        // Its verdict is remembered for five seconds.
+        // The verdict is remembered for five seconds, and the API server's own for ten.
         let begun = Instant::now();
         while ground.ask(&first, &dead, "other").await.is_ok() {
-            assert!(begun.elapsed() < Duration::from_secs(10), "a dead pod's token is good");
+            assert!(begun.elapsed() < Duration::from_secs(30), "a dead pod's token is good");
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        assert!(begun.elapsed() > Duration::from_secs(1), "every request asks the API server");
+        assert!(asked.elapsed() >= Duration::from_secs(5), "every request asks the API server");
+        ground.refused(&first, &dead, "other", INVALIDATED).await;
+        let forged = forged(&good);
+        for (token, refusal) in [
+            (wrong.as_str(), WRONG_AUDIENCE),
+            (expired.as_str(), EXPIRED),
+            (gone.as_str(), NO_ACCOUNT),
+            ("rubbish", RUBBISH),
+            (forged.as_str(), FORGED),
+            ("", NO_TOKEN),
+        ] {
+            ground.refused(&first, token, "cart", refusal).await;
+            // By what is remembered of it, too.
+            ground.refused(&first, token, "cart", refusal).await;
+        }
     });
-    let metrics = first.get("/metrics");
-    assert!(metrics.contains("refused_total{reason=\"invalid_token\"}"), "{metrics}");
-    assert!(first.log().contains("request refused"), "{}", first.log());
+}
+
+/// The same claims under another's signature.
+fn forged(token: &str) -> String {
+    let (signed, signature) = token.trim().rsplit_once('.').unwrap();
+    let mut signature = URL_SAFE_NO_PAD.decode(signature).unwrap();
+    signature[40] ^= 1;
+    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
 }
 
 #[test]
