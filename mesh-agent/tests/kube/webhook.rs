@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use mesh_agent::model::{Snapshot, StringMatch};
 use serde_json::{Value, json};
 
 use crate::authority::{Ground, NAMESPACE, Replica, free_port, until};
@@ -60,6 +61,16 @@ fn route(name: &str, host: &str, regex: &str) -> String {
 
 const BAD: &str = "a(";
 const GOOD: &str = "a.*";
+const GOOD_TOO: &str = "b.*";
+
+/// What the only route that is in force asks of a path.
+fn regex_in_force(found: &Snapshot) -> String {
+    let [route] = &found.virtual_services[..] else { return "not one route".to_owned() };
+    match route.http.first().and_then(|rule| rule.matches.first()?.uri.as_ref()) {
+        Some(StringMatch::Regex(regex)) => regex.as_str().to_owned(),
+        other => format!("no regular expression: {other:?}"),
+    }
+}
 
 /// Waits until the API server asks the webhook and believes it: a bad object is refused.
 fn wait_until_asked(ground: &Ground) -> String {
@@ -163,14 +174,15 @@ fn with_the_webhook_away_a_bad_object_does_no_harm() {
         wait_until_asked(&ground);
         apply(&ground, &route("cart", "cart", GOOD)).unwrap();
         wait_condition(&ground, "virtualservice", "cart", "True", "");
-        follower.until("the route", |found| found.virtual_services.len() == 1).await;
+        follower.until("the route", |found| regex_in_force(found).contains(GOOD)).await;
 
         // Killed: it releases nothing, and its lease has to run out.
         drop(first);
         apply(&ground, &route("cart", "cart", BAD)).unwrap();
         follower.until_said("shop/cart spec.http[0].match[0].uri.regex").await;
         follower.until_said("its last good version stays in force").await;
-        assert_eq!(follower.snapshot.borrow().virtual_services.len(), 1);
+        let in_force = regex_in_force(&follower.snapshot.borrow());
+        assert!(in_force.contains(GOOD), "{in_force}");
 
         let second = start(&ground, "second.log", port, &[]);
         second.wait_ready();
@@ -180,11 +192,15 @@ fn with_the_webhook_away_a_bad_object_does_no_harm() {
         ground.kubectl(&["-n", "shop", "annotate", "virtualservice", "cart", "a=b"]);
 
         // A leader that has seen the good version says that it stays.
-        apply(&ground, &route("cart", "cart", GOOD)).unwrap();
+        apply(&ground, &route("cart", "cart", GOOD_TOO)).unwrap();
         wait_condition(&ground, "virtualservice", "cart", "True", "");
+        follower.until("the next", |found| regex_in_force(found).contains(GOOD_TOO)).await;
         ground.kubectl(&["delete", "validatingwebhookconfiguration", "malha-validator"]);
         until("the webhook is not asked", || apply(&ground, &route("cart", "cart", BAD)).is_ok());
         wait_condition(&ground, "virtualservice", "cart", "False", "last good version stays");
+        follower.until_said("its last good version stays in force").await;
+        let in_force = regex_in_force(&follower.snapshot.borrow());
+        assert!(in_force.contains(GOOD_TOO), "{in_force}");
         ground.kubectl(&["-n", "shop", "delete", "virtualservice", "cart"]);
         follower.until("the route is gone", |found| found.virtual_services.is_empty()).await;
     });
@@ -284,16 +300,19 @@ impl Draw {
     }
 }
 
-/// 200 objects of the kinds whose status is written, each changed in a few places.
+/// The kinds whose status is written.
+const KINDS: [&str; 7] = [
+    "VirtualService",
+    "DestinationRule",
+    "ServiceEntry",
+    "PeerAuthentication",
+    "AuthorizationPolicy",
+    "RequestAuthentication",
+    "RateLimit",
+];
+
+/// 200 objects of these, each changed in a few places.
 fn mutated() -> Vec<Value> {
-    const KINDS: [&str; 6] = [
-        "VirtualService",
-        "DestinationRule",
-        "PeerAuthentication",
-        "AuthorizationPolicy",
-        "RequestAuthentication",
-        "RateLimit",
-    ];
     let mut samples = crate::crds::documents("accepted")
         .iter()
         .map(|text| serde_saphyr::from_str::<Value>(text).unwrap())
@@ -324,7 +343,7 @@ fn mutated_objects_stop_neither_the_writer_nor_a_follower() {
         // The schema refuses some of them; there is no webhook.
         let create = ["create", "--validate=ignore", "-f", "-"];
         let _ = ground.lab.kubectl_stdin(&create, &all.to_string());
-        let kinds = "vs,dr,rl,peerauthentications,authorizationpolicies,requestauthentications";
+        let kinds = "vs,dr,se,rl,pa,ap,ra";
         let stored = || -> Vec<Value> {
             let found = ground.kubectl(&["-n", "shop", "get", kinds, "-o", "json"]);
             let mut found: Value = found.parse().unwrap();
@@ -336,6 +355,9 @@ fn mutated_objects_stop_neither_the_writer_nor_a_follower() {
         };
         until("every stored object has a status", || stored().iter().all(is_told));
         let stored = stored();
+        for kind in KINDS {
+            assert!(stored.iter().any(|object| object["kind"] == kind), "no {kind} was stored");
+        }
         let is_accepted = |object: &&Value| object["status"]["conditions"][0]["status"] == "True";
         let accepted = stored.iter().filter(is_accepted).count();
         assert!(stored.len() >= 50 && accepted >= 10, "{accepted} of {} accepted", stored.len());
