@@ -121,6 +121,19 @@ fn expected(list: &[(&str, u16)]) -> Vec<(String, u16)> {
     list.iter().map(|(name, port)| ((*name).to_owned(), *port)).collect()
 }
 
+/// Whether a watch since a version is answered `410 Gone`: as the answer, or in its first event.
+fn is_gone(lab: &KubeLab, version: &str) -> bool {
+    let path = format!("/api/v1/services?watch=true&timeoutSeconds=2&resourceVersion={version}");
+    match lab.raw(&path) {
+        Ok(events) => {
+            let first = events.lines().next().unwrap_or_default();
+            let first: serde_json::Value = first.parse().unwrap_or_default();
+            first["type"] == "ERROR" && first["object"]["code"] == 410
+        }
+        Err(error) => error.to_string().contains("error: 410"),
+    }
+}
+
 #[test]
 fn what_happened_in_a_forgotten_past_is_listed_anew() {
     let Some(lab) = api_server("wire-gone") else { return };
@@ -132,6 +145,9 @@ fn what_happened_in_a_forgotten_past_is_listed_anew() {
         let mut follower = Follower::by(wire.kubeconfig(), None).await;
         let all = expected(&[("changed", 80), ("deleted", 80), ("kept", 80)]);
         follower.until("all of it", |found| services(found) == all).await;
+        let old = lab.raw("/api/v1/services?limit=1").unwrap();
+        let old: serde_json::Value = old.parse().unwrap();
+        let old = old["metadata"]["resourceVersion"].as_str().unwrap();
         wire.set_open(false);
         apply(&lab, &service("changed", 81));
         apply(&lab, &service("new", 82));
@@ -140,6 +156,7 @@ fn what_happened_in_a_forgotten_past_is_listed_anew() {
         lab.compact_etcd().unwrap();
         lab.stop_api_server().unwrap();
         lab.start_api_server().unwrap();
+        assert!(is_gone(&lab, old), "the server remembers");
         assert_eq!(services(&follower.snapshot.borrow()), all);
         wire.set_open(true);
         let all = expected(&[("changed", 81), ("kept", 80), ("new", 82)]);
