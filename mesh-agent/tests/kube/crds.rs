@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use xtask::kube::KubeLab;
 
 use crate::support::api_server;
@@ -56,6 +56,56 @@ fn crds_keep_every_field_of_samples() {
     for column in ["GATEWAYS", "HOSTS", "HOST ", "ACCEPTED"] {
         assert!(table.contains(column), "{column} in {table}");
     }
+}
+
+/// As Istio's users type them.
+const SHORT: [(&str, &str); 11] = [
+    ("ap", "AuthorizationPolicy"),
+    ("dr", "DestinationRule"),
+    ("gw", "Gateway"),
+    ("pa", "PeerAuthentication"),
+    ("ra", "RequestAuthentication"),
+    ("rl", "RateLimit"),
+    ("se", "ServiceEntry"),
+    ("telemetry", "Telemetry"),
+    ("vs", "VirtualService"),
+    ("we", "WorkloadEntry"),
+    ("wg", "WorkloadGroup"),
+];
+
+#[test]
+fn objects_have_short_names_and_survive_being_applied_again() {
+    let Some(lab) = api_server("crd-again") else { return };
+    install(&lab);
+    let samples = documents("accepted");
+    let all = samples.join("\n---\n");
+    let apply = |text: &str| lab.kubectl_stdin(&["apply", "-f", "-"], text).unwrap();
+    apply(&all);
+    let again = apply(&all);
+    assert_eq!(again.lines().count(), samples.len(), "{again}");
+    assert!(again.lines().all(|line| line.ends_with(" unchanged")), "{again}");
+
+    for (short, kind) in SHORT {
+        let found = lab.kubectl(&["get", short, "-o", "jsonpath={.items[0].kind}"]).unwrap();
+        assert_eq!(found, kind, "{short}");
+    }
+    let names = SHORT.map(|(short, _)| short).join(",") + ",sidecars";
+    let specs = || -> Vec<Value> {
+        let found: Value = lab.kubectl(&["get", &names, "-o", "json"]).unwrap().parse().unwrap();
+        let of = |object: &Value| {
+            let name = &object["metadata"]["name"];
+            json!([object["kind"], name, object["metadata"]["generation"], object["spec"]])
+        };
+        found["items"].as_array().unwrap().iter().map(of).collect()
+    };
+    let before = specs();
+    assert_eq!(before.len(), samples.len());
+    // What people edit: only what `kubectl` notes of the last time differs.
+    let written = lab.kubectl(&["get", &names, "-o", "yaml"]).unwrap();
+    let back = apply(&written);
+    let is_kept = |line: &str| line.ends_with(" configured") || line.ends_with(" unchanged");
+    assert_eq!(back.lines().filter(|line| is_kept(line)).count(), samples.len(), "{back}");
+    assert_eq!(specs(), before);
 }
 
 #[test]
