@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 
-use serde_json::Value;
-use xtask::kube::{KubeOptions, Need};
+use serde_json::{Value, json};
+use xtask::kube::{KubeLab, KubeOptions, Need};
 
 use crate::cluster::{PERMISSIVE, STRICT, deploy, pods};
-use crate::support::{Mesh, NAMESPACE, eventually};
+use crate::support::{Mesh, NAMESPACE, api_server, eventually};
 
 const MESHCTL: &str = env!("CARGO_BIN_EXE_meshctl");
 /// Kinds of which the mesh has objects; the definitions stay.
@@ -17,13 +17,14 @@ const KINDS: &str = "all,configmaps,secrets,serviceaccounts,roles,rolebindings,c
                      validatingwebhookconfigurations,mutatingwebhookconfigurations";
 const OURS: &str = "app.kubernetes.io/part-of=malha";
 
-/// Runs `meshctl` beside the control plane; what it printed, or all that it said.
-fn meshctl(mesh: &Mesh, words: &[&str]) -> Result<String, String> {
-    let output = mesh.lab.command(&[&[MESHCTL], words].concat()).output().unwrap();
+/// Runs `meshctl` beside the control plane; all that it said.
+fn meshctl(lab: &KubeLab, words: &[&str]) -> Result<String, String> {
+    let output = lab.command(&[&[MESHCTL], words].concat()).output().unwrap();
     let (out, err) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     println!("meshctl {words:?}: {}\n{err}{out}", output.status);
-    if output.status.success() { Ok(out.into_owned()) } else { Err(format!("{err}{out}")) }
+    let said = format!("{err}{out}");
+    if output.status.success() { Ok(said) } else { Err(said) }
 }
 
 // === The manifest ===
@@ -122,6 +123,83 @@ fn meshctl_installs_what_helm_would() {
     );
 }
 
+// === Where Istio's definitions are ===
+
+/// One of Istio's definitions, as `istio-base` installs it.
+fn istios() -> Value {
+    let all = mesh_agent::config::crd::definitions();
+    let found = all.into_iter().find(|crd| crd["spec"]["names"]["kind"] == "VirtualService");
+    let mut crd = found.unwrap();
+    crd["metadata"]["labels"] = json!({
+        "app": "istio-pilot",
+        "app.kubernetes.io/managed-by": "Helm",
+        "app.kubernetes.io/part-of": "istio",
+        "chart": "istio",
+        "heritage": "Tiller",
+        "release": "istio",
+    });
+    crd["metadata"]["annotations"] = json!({
+        "helm.sh/resource-policy": "keep",
+        "meta.helm.sh/release-name": "istio-base",
+        "meta.helm.sh/release-namespace": "istio-system",
+    });
+    crd["spec"]["names"]["shortNames"] = json!(["vs", "theirs"]);
+    crd
+}
+
+#[test]
+fn istios_own_definitions_are_left_alone() {
+    let Some(lab) = api_server("install-istio") else { return };
+    let (crd, name) = (istios(), "virtualservices.networking.istio.io");
+    lab.kubectl_stdin(&["create", "-f", "-"], &crd.to_string()).unwrap();
+    lab.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", name]).unwrap();
+    let found = || -> Value { lab.kubectl(&["get", "crd", name, "-o", "json"]).unwrap().parse().unwrap() };
+    let ours = || lab.kubectl(&["get", "crds", "-l", OURS, "-o", "name"]).unwrap();
+    let before = found();
+
+    let said = meshctl(&lab, &["install", "--skip-check", "--wait=false"]).unwrap();
+    assert!(said.contains(&format!("left CustomResourceDefinition {name} as it is")), "{said}");
+    assert_eq!(said.matches("as it is").count(), 1, "{said}");
+    assert_eq!(found(), before);
+    assert_eq!(ours().lines().count(), mesh_agent::config::crd::definitions().len() - 1);
+
+    meshctl(&lab, &["upgrade", "--skip-check", "--wait=false", "--log-level=debug"]).unwrap();
+    assert_eq!(found(), before);
+    meshctl(&lab, &["uninstall", "--purge"]).unwrap();
+    assert_eq!(found(), before);
+    eventually("its own definitions are gone", || ours().is_empty());
+}
+
+/// The README's kustomization for such a cluster.
+#[test]
+fn a_kustomization_leaves_istios_definitions_out() {
+    let kubectl = match xtask::kube::program("kubectl") {
+        Ok(kubectl) => kubectl,
+        Err(obstacle) => return xtask::test::skipped(&format!("kube: {obstacle}")),
+    };
+    let workspace = xtask::tool::workspace();
+    let readme = std::fs::read_to_string(workspace.join("README.md")).unwrap();
+    let (_, text) = readme.split_once("```yaml\n# kustomization.yaml").unwrap();
+    let (text, _) = text.split_once("```").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(&workspace, folder.path().join("malha")).unwrap();
+    std::fs::write(folder.path().join("kustomization.yaml"), format!("#{text}")).unwrap();
+    let output = Command::new(kubectl).arg("kustomize").arg(folder.path()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let kinds = |yaml: &str| -> BTreeMap<String, usize> {
+        let mut found = BTreeMap::new();
+        for kind in yaml.lines().filter_map(|line| line.strip_prefix("kind: ")) {
+            *found.entry(kind.to_owned()).or_default() += 1;
+        }
+        found
+    };
+    let manifest = std::fs::read_to_string(xtask::manifest::path()).unwrap();
+    let mut wanted = kinds(&manifest);
+    // Of our own kind.
+    wanted.insert("CustomResourceDefinition".to_owned(), 1);
+    assert_eq!(kinds(&String::from_utf8_lossy(&output.stdout)), wanted);
+}
+
 // === A cluster ===
 
 /// Requests without an end: one client with a connection for each, one that keeps its connection.
@@ -205,14 +283,14 @@ fn the_mesh_comes_and_goes_under_requests() {
     deploy(&mesh, namespace, 30091);
     let before = pods(&mesh, namespace);
     let load = Load::start(&mesh, namespace);
-    let printed = meshctl(&mesh, &["check", "--pre"]).unwrap();
+    let printed = meshctl(&mesh.lab, &["check", "--pre"]).unwrap();
     assert!(printed.contains("Kubernetes"), "{printed}");
 
-    let printed = meshctl(&mesh, &["install"]).unwrap_or_else(|error| {
+    let printed = meshctl(&mesh.lab, &["install"]).unwrap_or_else(|error| {
         panic!("{error}\n{}", mesh.why());
     });
     assert!(!printed.contains("FAILED"), "{printed}");
-    let again = meshctl(&mesh, &["install"]).unwrap_err();
+    let again = meshctl(&mesh.lab, &["install"]).unwrap_err();
     assert!(again.contains("installed already"), "{again}");
     mesh.kubectl(&["label", "namespace", namespace, "istio.io/dataplane-mode=malha"]);
     mesh.wait_enrolled(namespace, 3);
@@ -224,7 +302,7 @@ fn the_mesh_comes_and_goes_under_requests() {
     load.check("upgraded");
     policies_and_unenforced_kinds_are_found(&mesh, namespace);
 
-    meshctl(&mesh, &["uninstall"]).unwrap_or_else(|error| panic!("{error}\n{}", mesh.why()));
+    meshctl(&mesh.lab, &["uninstall"]).unwrap_or_else(|error| panic!("{error}\n{}", mesh.why()));
     load.check("uninstalled");
     assert_eq!(pods(&mesh, namespace), before, "no pod was restarted");
     eventually("nothing is left", || traces(&mesh).is_empty());
@@ -234,7 +312,7 @@ fn the_mesh_comes_and_goes_under_requests() {
 
     helm_leaves_nothing_either(&mesh, &load, namespace);
     load.stop();
-    meshctl(&mesh, &["uninstall", "--purge"]).unwrap();
+    meshctl(&mesh.lab, &["uninstall", "--purge"]).unwrap();
     eventually("definitions are gone", || definitions(&mesh) == 0);
 }
 
@@ -249,26 +327,26 @@ fn upgraded(mesh: &Mesh) {
     let path = "jsonpath={.data.objects}";
     let listed = mesh.kubectl(&["-n", NAMESPACE, "get", "cm", "malha-install", "-o", path]);
     let mut listed: Value = serde_json::from_str(&listed).unwrap();
-    listed.as_array_mut().unwrap().push(serde_json::json!({
+    listed.as_array_mut().unwrap().push(json!({
         "apiVersion": "v1", "kind": "ConfigMap", "namespace": NAMESPACE, "name": "of-before",
     }));
-    let change = serde_json::json!({"data": {"objects": listed.to_string()}}).to_string();
+    let change = json!({"data": {"objects": listed.to_string()}}).to_string();
     mesh.kubectl(&["-n", NAMESPACE, "patch", "cm", "malha-install", "--type=merge", "-p", &change]);
 
-    meshctl(mesh, &["upgrade", "--log-level=debug", "--drain-seconds=3"]).unwrap();
+    meshctl(&mesh.lab, &["upgrade", "--log-level=debug", "--drain-seconds=3"]).unwrap();
     let path = "jsonpath={.spec.template.spec.containers[0].args}";
     let args = || mesh.kubectl(&["-n", NAMESPACE, "get", "daemonset", "malha-agent", "-o", path]);
     assert!(args().contains("--log-level=debug"), "{}", args());
     let names = mesh.kubectl(&["-n", NAMESPACE, "get", "configmaps", "-o", "name"]);
     assert!(!names.contains("of-before"), "{names}");
-    meshctl(mesh, &["upgrade", "--drain-seconds=5", "--accept-not-enforced=true"]).unwrap();
+    meshctl(&mesh.lab, &["upgrade", "--drain-seconds=5", "--accept-not-enforced=true"]).unwrap();
     assert!(args().contains("--log-level=debug"), "the setting is kept: {}", args());
-    let refused = meshctl(mesh, &["upgrade", "--trust-domain=other"]).unwrap_err();
+    let refused = meshctl(&mesh.lab, &["upgrade", "--trust-domain=other"]).unwrap_err();
     assert!(refused.contains("cannot take another trust domain"), "{refused}");
 }
 
 fn policies_and_unenforced_kinds_are_found(mesh: &Mesh, namespace: &str) {
-    meshctl(mesh, &["check"]).unwrap();
+    meshctl(&mesh.lab, &["check"]).unwrap();
     mesh.apply(
         namespace,
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: web}\nspec: \
@@ -276,10 +354,10 @@ fn policies_and_unenforced_kinds_are_found(mesh: &Mesh, namespace: &str) {
          apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: deny}\n\
          spec: {}\n",
     );
-    let found = meshctl(mesh, &["check"]).unwrap_err();
+    let found = meshctl(&mesh.lab, &["check"]).unwrap_err();
     assert!(found.contains("shop: web let TCP 15008 not into web-"), "{found}");
     assert!(found.contains("do not obey AuthorizationPolicy shop/deny"), "{found}");
-    let json = meshctl(mesh, &["check", "-o", "json"]).unwrap_err();
+    let json = meshctl(&mesh.lab, &["check", "-o", "json"]).unwrap_err();
     assert!(json.contains("\"state\": \"failed\""), "{json}");
     mesh.kubectl(&["-n", namespace, "delete", "networkpolicy/web", "authorizationpolicy/deny"]);
     let pod =
@@ -288,6 +366,33 @@ fn policies_and_unenforced_kinds_are_found(mesh: &Mesh, namespace: &str) {
     let words = ["-n", NAMESPACE, "exec", pod, "--", "/usr/local/bin/meshctl", "check", "--node"];
     let node = mesh.kubectl(&words);
     assert!(node.contains("all that capture needs"), "{node}");
+}
+
+/// To another value and to another image: the same one by another name.
+fn helm_upgrades(mesh: &Mesh) {
+    for node in mesh.lab.nodes() {
+        let ctr = |words: &[&str]| {
+            let output = node.exec(&[&["ctr", "-n", "k8s.io", "images"], words].concat()).unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        let suffix = xtask::image::default_name();
+        let all = ctr(&["ls", "-q"]);
+        let image = all.lines().find(|name| name.ends_with(&suffix)).unwrap();
+        let (name, _) = image.rsplit_once(':').unwrap();
+        ctr(&["tag", image, &format!("{name}:next")]);
+    }
+    let chart = xtask::tool::workspace().join("deploy/chart");
+    let upgrade = ["upgrade", "malha", chart.to_str().unwrap(), "-n", NAMESPACE, "--wait"];
+    let values = ["--set", "image.tag=next", "--set", "agent.logLevel=debug"];
+    let upgraded = mesh.lab.helm(&[&upgrade[..], &values].concat());
+    upgraded.unwrap_or_else(|error| panic!("{error:#}\n{}", mesh.why()));
+    for what in ["deployment/malha-authority", "daemonset/malha-agent"] {
+        mesh.kubectl(&["-n", NAMESPACE, "rollout", "status", what, "--timeout=180s"]);
+    }
+    let path = "jsonpath={.spec.template.spec.containers[0]['image', 'args']}";
+    let agents = mesh.kubectl(&["-n", NAMESPACE, "get", "daemonset", "malha-agent", "-o", path]);
+    assert!(agents.contains(":next") && agents.contains("--log-level=debug"), "{agents}");
 }
 
 /// The chart's hook does the same.
@@ -302,9 +407,11 @@ fn helm_leaves_nothing_either(mesh: &Mesh, load: &Load<'_>, namespace: &str) {
     mesh.wait_enrolled(namespace, 3);
     load.check("enrolled by Helm's");
     mesh.apply(namespace, STRICT);
-    let refused = meshctl(mesh, &["upgrade"]).unwrap_err();
+    let refused = meshctl(&mesh.lab, &["upgrade"]).unwrap_err();
     assert!(refused.contains("helm upgrade malha"), "{refused}");
-    let refused = meshctl(mesh, &["uninstall"]).unwrap_err();
+    helm_upgrades(mesh);
+    load.check("upgraded by Helm");
+    let refused = meshctl(&mesh.lab, &["uninstall"]).unwrap_err();
     assert!(refused.contains("helm uninstall malha -n malha-system"), "{refused}");
     mesh.lab
         .helm(&["uninstall", "malha", "-n", NAMESPACE, "--wait"])
