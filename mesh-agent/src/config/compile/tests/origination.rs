@@ -159,6 +159,7 @@ spec: { host: cart, trafficPolicy: { portLevelSettings: [{ port: { number: 80 },
         rules,
         expect![[r#"
             warning DestinationRule shop/cart spec.host: `tls` has no effect: the host is a Service of type ExternalName, whose connections go on as they are; describe it by a ServiceEntry
+            warning DestinationRule shop/cart spec.host: no effect: an ExternalName, for which the rules of `cart.example` hold
             DestinationRule shop/cart Exact("cart.shop.svc.cluster.local") Everyone
               any: LeastRequest 10s
               port 80: LeastRequest 10s tls
