@@ -155,6 +155,10 @@ pub(super) struct Pool {
 }
 
 /// A response's hold on its connection.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is the usual one, and a box would be an allocation for each request"
+)]
 pub(super) enum Lease {
     /// The whole connection.
     Http1(Rc<Pool>, PoolKey, Http1),

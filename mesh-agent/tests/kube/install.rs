@@ -153,7 +153,8 @@ fn istios_own_definitions_are_left_alone() {
     let (crd, name) = (istios(), "virtualservices.networking.istio.io");
     lab.kubectl_stdin(&["create", "-f", "-"], &crd.to_string()).unwrap();
     lab.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd", name]).unwrap();
-    let found = || -> Value { lab.kubectl(&["get", "crd", name, "-o", "json"]).unwrap().parse().unwrap() };
+    let found =
+        || -> Value { lab.kubectl(&["get", "crd", name, "-o", "json"]).unwrap().parse().unwrap() };
     let ours = || lab.kubectl(&["get", "crds", "-l", OURS, "-o", "name"]).unwrap();
     let before = found();
 
@@ -182,7 +183,7 @@ fn a_kustomization_leaves_istios_definitions_out() {
     let (_, text) = readme.split_once("```yaml\n# kustomization.yaml").unwrap();
     let (text, _) = text.split_once("```").unwrap();
     let folder = tempfile::tempdir().unwrap();
-    std::os::unix::fs::symlink(&workspace, folder.path().join("malha")).unwrap();
+    std::os::unix::fs::symlink(workspace, folder.path().join("malha")).unwrap();
     std::fs::write(folder.path().join("kustomization.yaml"), format!("#{text}")).unwrap();
     let output = Command::new(kubectl).arg("kustomize").arg(folder.path()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
