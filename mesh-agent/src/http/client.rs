@@ -70,7 +70,7 @@ pub(super) enum SendError {
 /// Where an HTTP/1 request is sent.
 enum Seat {
     /// A connection that has served others.
-    Old(Box<Http1>),
+    Old(Http1),
     /// One to be opened, at this place, which counts as pending until it is open.
     New(Option<(Place, PendingPermit)>),
 }
@@ -123,7 +123,7 @@ impl<C: Connect> Client<C> {
         let mut tries = 0;
         loop {
             let (connection, old) = match self.seat(target, &key, tries < OLD_CONNECTIONS).await {
-                Ok(Seat::Old(connection)) => (Ok(*connection), true),
+                Ok(Seat::Old(connection)) => (Ok(connection), true),
                 Ok(Seat::New(place)) => (self.open_http1(target, &key, place).await, false),
                 Err(error) => (Err(error), false),
             };
@@ -157,7 +157,7 @@ impl<C: Connect> Client<C> {
         old: bool,
     ) -> Result<Seat, ConnectError> {
         if old && let Some(connection) = self.pool.take(key, Terms::of(target.pool)).await {
-            return Ok(Seat::Old(Box::new(connection)));
+            return Ok(Seat::Old(connection));
         }
         let Some(limits) = target.limits else { return Ok(Seat::New(None)) };
         let limited = self.pool.limited(key);
@@ -168,7 +168,7 @@ impl<C: Connect> Client<C> {
             }
             limited.freed.notified().await;
             if let Some(connection) = self.pool.take(key, Terms::of(target.pool)).await {
-                return Ok(Seat::Old(Box::new(connection)));
+                return Ok(Seat::Old(connection));
             }
         }
     }
