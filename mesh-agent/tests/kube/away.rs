@@ -59,13 +59,36 @@ fn counted(mesh: &Mesh, namespace: &str) -> (usize, usize) {
     (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
+/// No request has failed since.
+fn none_failed(mesh: &Mesh, namespace: &str, before: usize, what: &str) {
+    let now = counted(mesh, namespace).1;
+    if now == before {
+        return;
+    }
+    let node = mesh.lab.node("node-a").unwrap();
+    let script =
+        "pid=$(pgrep -o -f \": in-$1[;]\"); cut -c -120 /proc/$pid/root/tmp/bad | tail -40";
+    let said = node.exec(&["sh", "-c", script, "sh", namespace]).unwrap();
+    let objects = ["get", "pods,endpointslices,events", "-o", "wide"];
+    let objects = mesh.lab.kubectl(&[&["-n", namespace], &objects[..]].concat());
+    let nodes = mesh.lab.kubectl(&["get", "events", "--field-selector=involvedObject.kind=Node"]);
+    panic!(
+        "{what}: {} lines of failed requests came after {before}:\n{}\n{}\n{}\n{}",
+        now - before,
+        String::from_utf8_lossy(&said.stdout),
+        objects.unwrap_or_else(|error| error.to_string()),
+        nodes.unwrap_or_else(|error| error.to_string()),
+        mesh.why(),
+    );
+}
+
 /// Requests go well again, and none fails for a while.
 fn flows(mesh: &Mesh, namespace: &str, what: &str) {
     let (start, _) = counted(mesh, namespace);
     eventually(what, || counted(mesh, namespace).0 > start + 5);
     let (good, bad) = counted(mesh, namespace);
     eventually(what, || counted(mesh, namespace).0 > good + 20);
-    assert_eq!(counted(mesh, namespace).1, bad, "{what}: requests fail");
+    none_failed(mesh, namespace, bad, what);
 }
 
 /// The manifest; the client's command tells the namespace, by which its process is found.
@@ -135,7 +158,7 @@ fn traffic_flows_while_the_api_server_is_away_and_agents_start_anew() {
     mesh.lab.stop_api_server().unwrap();
     let begin = std::time::Instant::now();
     flows(mesh, namespace, "without the API server");
-    assert_eq!(counted(mesh, namespace).1, before);
+    none_failed(mesh, namespace, before, "without the API server");
     for name in ["node-b", "node-a"] {
         let node = mesh.lab.node(name).unwrap();
         let killed = agent(&node);
@@ -154,12 +177,12 @@ fn traffic_flows_while_the_api_server_is_away_and_agents_start_anew() {
     while begin.elapsed() < AWAY {
         std::thread::park_timeout(Duration::from_secs(1));
     }
-    assert_eq!(counted(mesh, namespace).1, bad, "requests fail without the API server");
+    none_failed(mesh, namespace, bad, "without the API server");
     api_server_comes_back(mesh, namespace);
     // What comes after is taken: a pod, and what it may.
     mesh.apply(namespace, &pair(namespace).replace("name: client,", "name: late,"));
     mesh.wait_enrolled(namespace, 3);
-    assert_eq!(counted(mesh, namespace).1, bad, "requests fail when the API server comes back");
+    none_failed(mesh, namespace, bad, "when the API server comes back");
     assert!(counted(mesh, namespace).0 > 100);
     mesh.kubectl(&["delete", "namespace", namespace, "--wait=false"]);
 }
@@ -189,7 +212,7 @@ fn nothing_that_runs_suffers_without_the_authority_nor_without_both() {
     api_server_comes_back(mesh, namespace);
     authority(mesh, 2);
     mesh.wait_enrolled(namespace, 4);
-    assert_eq!(counted(mesh, namespace).1, before, "requests failed");
+    none_failed(mesh, namespace, before, "without the authority, or both");
     mesh.kubectl(&["delete", "namespace", namespace, "--wait=false"]);
 }
 

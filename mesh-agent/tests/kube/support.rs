@@ -124,7 +124,11 @@ pub(crate) struct Mesh {
 pub(crate) fn mesh() -> Option<&'static Mesh> {
     static MESH: OnceLock<Option<Mesh>> = OnceLock::new();
     take(&NODES);
-    MESH.get_or_init(|| Mesh::on(KubeOptions::new("mesh", 2))).as_ref()
+    // Where the API server is away, its controllers may find a node silent before its kubelet is heard
+    // again; then all of its pods count as not ready, and a Service has nobody, mesh or not.
+    let grace = Duration::from_secs(900);
+    let options = KubeOptions { grace, ..KubeOptions::new("mesh", 2) };
+    MESH.get_or_init(|| Mesh::on(options)).as_ref()
 }
 
 impl Mesh {
