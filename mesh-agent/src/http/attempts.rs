@@ -4,6 +4,7 @@
 //! let go. Whether another attempt is wanted: `retry`. Source: istio-surface 1.1.2, 2.2 to 2.4.
 
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -73,7 +74,7 @@ enum Ended {
     Failure {
         error: HttpError,
         outcome: Outcome,
-        /// The request, if nothing of it was sent.
+        /// The request, if the endpoint has not begun with it.
         unsent: Option<Box<Request<RequestBody>>>,
     },
     /// In a way that no other attempt could change.
@@ -194,7 +195,8 @@ impl<C: Connect> Attempts<'_, '_, C> {
                 past.leave.push(endpoint.address);
             }
             let wait = retry::back_off(policy.back_off, number, engine.draws.next());
-            if in_time(tokio::time::sleep(wait), deadline, &mut None).await.is_err() {
+            let waiting = pin!(tokio::time::sleep(wait));
+            if in_time(waiting, deadline, &mut None).await.is_err() {
                 return Err(GaveUp { error: HttpError::Timeout, attempts: number });
             }
         }
@@ -243,29 +245,29 @@ impl<C: Connect> Attempts<'_, '_, C> {
         };
         let mut of_try =
             flow.plan.retries.per_try_timeout.map(|timeout| self.progress.deadline(timeout));
-        let sending = flow.engine.shared.client.send(&target, request, flow.early);
+        let sending = pin!(flow.engine.shared.client.send(&target, request, flow.early));
         let sent = in_time(sending, deadline, &mut of_try).await;
         let blame = || {
             if let Some(active) = &active {
                 active.unanswered();
             }
         };
-        let failure = |error, outcome| Ended::Failure { error, outcome, unsent: None };
-        let (error, outcome) = match sent {
+        let (error, outcome, unsent) = match sent {
             Ok(Ok((response, lease))) if flow.is_legal(&response) => {
                 if let Some(active) = &active {
                     active.answered(status_of(&response));
                 }
                 return Ended::Answer(Box::new(Answer { response, lease, active, since }));
             }
-            Ok(Ok(_)) => (HttpError::Protocol, Outcome::Broken),
+            Ok(Ok(_)) => (HttpError::Protocol, Outcome::Broken, None),
             Err(Late::Route) => {
                 blame();
                 return Ended::Final(HttpError::Timeout);
             }
             Err(Late::Try) => {
                 blame();
-                return failure(HttpError::TryTimeout, Outcome::TryTimeout);
+                let (error, outcome) = (HttpError::TryTimeout, Outcome::TryTimeout);
+                return Ended::Failure { error, outcome, unsent: None };
             }
             Ok(Err(SendError::Connect(ConnectError::Limit, _))) => {
                 return Ended::Final(HttpError::Overflow);
@@ -280,15 +282,15 @@ impl<C: Connect> Attempts<'_, '_, C> {
                 let (error, outcome) = (HttpError::Connect(error), Outcome::NoConnection);
                 return Ended::Failure { error, outcome, unsent: Some(unsent) };
             }
-            Ok(Err(SendError::Refused(error))) => (error, Outcome::Refused),
-            Ok(Err(SendError::Failed(error))) => (error, Outcome::Broken),
+            Ok(Err(SendError::Refused(error, again))) => (error, Outcome::Refused, again),
+            Ok(Err(SendError::Failed(error))) => (error, Outcome::Broken, None),
         };
         // What the client broke is not the endpoint's, and is not tried again.
         if self.progress.is_broken() || error == HttpError::Local {
             return Ended::Final(error);
         }
         blame();
-        failure(error, outcome)
+        Ended::Failure { error, outcome, unsent }
     }
 
     fn pick(&self, past: &Past) -> Option<(Endpoint, Option<ActiveGuard>)> {
@@ -322,9 +324,10 @@ pub(super) fn status_of(response: &Response<Incoming>) -> u16 {
     grpc.map_or(response.status().as_u16(), retry::status_of_grpc)
 }
 
-/// Awaits `work` until one of the time-outs has passed.
+/// Awaits `work` until one of the time-outs has passed. It is pinned by who asks: what is handed on is
+/// held twice.
 async fn in_time<T>(
-    work: impl Future<Output = T>,
+    work: Pin<&mut impl Future<Output = T>>,
     of_route: &mut Option<Deadline>,
     of_try: &mut Option<Deadline>,
 ) -> Result<T, Late> {

@@ -61,8 +61,9 @@ pub(super) struct Target<'a> {
 pub(super) enum SendError {
     /// No connection: the request comes back whole.
     Connect(ConnectError, Box<Request<RequestBody>>),
-    /// The endpoint says that it has not begun with the request (RFC 9113 §8.7).
-    Refused(HttpError),
+    /// The endpoint says that it has not begun with the request (RFC 9113 §8.7), which comes back if it
+    /// has no body.
+    Refused(HttpError, Option<Box<Request<RequestBody>>>),
     /// The request was sent, at least in part.
     Failed(HttpError),
 }
@@ -124,7 +125,11 @@ impl<C: Connect> Client<C> {
         loop {
             let (connection, old) = match self.seat(target, &key, tries < OLD_CONNECTIONS).await {
                 Ok(Seat::Old(connection)) => (Ok(connection), true),
-                Ok(Seat::New(place)) => (self.open_http1(target, &key, place).await, false),
+                // In a box: what is seldom done would make the future of each request large, which is
+                // moved, or allocated, for each.
+                Ok(Seat::New(place)) => {
+                    (Box::pin(self.open_http1(target, &key, place)).await, false)
+                }
                 Err(error) => (Err(error), false),
             };
             let connection = match connection {
@@ -207,8 +212,9 @@ impl<C: Connect> Client<C> {
                         load.closed.set(load.closed.get() || error.is_go_away());
                         request = copy;
                     }
-                    _ if http2::untouched(&error) => {
-                        return Err(SendError::Refused(HttpError::from(&error)));
+                    copy if http2::untouched(&error) => {
+                        let error = HttpError::from(&error);
+                        return Err(SendError::Refused(error, copy.map(Box::new)));
                     }
                     _ => return Err(SendError::Failed(HttpError::from(&error))),
                 },
@@ -246,7 +252,8 @@ impl<C: Connect> Client<C> {
                 Way::There(found) => return Ok(*found),
             },
         };
-        match self.open_http2(target, place, Rc::downgrade(shared)).await {
+        // In a box as with HTTP/1.
+        match Box::pin(self.open_http2(target, place, Rc::downgrade(shared))).await {
             Ok(connection) => Ok(shared.add(connection)),
             Err(error) => {
                 shared.fail(&error);

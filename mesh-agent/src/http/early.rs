@@ -22,6 +22,7 @@ use bytes::{Buf, BufMut, BytesMut};
 use futures_util::task::AtomicWaker;
 use http::{HeaderMap, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::sync::CancellationToken;
 
 use super::request_body::Gate;
 use super::{headers, strict};
@@ -131,15 +132,35 @@ pub(super) struct Outlet<S> {
     text: BytesMut,
     /// hyper has written since it last flushed: it may be within a message.
     within: bool,
+    /// What was found while hyper does not read.
+    ahead: Ahead,
+    /// Cancelled when the client is found to have gone.
+    gone: CancellationToken,
+}
+
+/// What the client has sent beyond what hyper has asked for.
+#[derive(Clone, Copy, Debug)]
+enum Ahead {
+    /// hyper reads itself, and learns of an end by that.
+    Hyper,
+    Nothing,
+    Byte(u8),
+    End,
 }
 
 impl<S> Outlet<S> {
-    pub(super) fn new(io: S, current: Current) -> Self {
-        Self { io, current, text: BytesMut::new(), within: false }
+    pub(super) fn new(io: S, current: Current, gone: CancellationToken) -> Self {
+        let (text, ahead) = (BytesMut::new(), Ahead::Hyper);
+        Self { io, current, text, within: false, ahead, gone }
     }
 
-    pub(super) fn into_inner(self) -> S {
-        self.io
+    /// The connection, and a byte of it that hyper has not got.
+    pub(super) fn into_parts(self) -> (S, Option<u8>) {
+        let byte = match self.ahead {
+            Ahead::Byte(byte) => Some(byte),
+            Ahead::Hyper | Ahead::Nothing | Ahead::End => None,
+        };
+        (self.io, byte)
     }
 }
 
@@ -165,6 +186,27 @@ impl<S: AsyncWrite + Unpin> Outlet<S> {
     }
 }
 
+impl<S: AsyncRead + Unpin> Outlet<S> {
+    /// Looks whether the client has gone while its request is under way. hyper could, too, but would
+    /// take a new buffer of 8 KiB for it with each request, as the old one is held by the head.
+    fn look(&mut self, cx: &mut Context<'_>) {
+        if !matches!(self.ahead, Ahead::Nothing) {
+            return;
+        }
+        let mut byte = [0];
+        let mut buf = ReadBuf::new(&mut byte);
+        let Poll::Ready(read) = Pin::new(&mut self.io).poll_read(cx, &mut buf) else { return };
+        self.ahead = match (read, buf.filled()) {
+            // The next request: what comes after it is seen when hyper has taken it.
+            (Ok(()), &[byte]) => Ahead::Byte(byte),
+            _ => {
+                self.gone.cancel();
+                Ahead::End
+            }
+        };
+    }
+}
+
 fn encode(text: &mut BytesMut, status: StatusCode, headers: &HeaderMap) {
     text.put_slice(b"HTTP/1.1 ");
     text.put_slice(status.as_str().as_bytes());
@@ -186,11 +228,28 @@ impl<S: AsyncRead + Unpin> AsyncRead for Outlet<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        let ahead = std::mem::replace(&mut self.ahead, Ahead::Nothing);
+        match ahead {
+            Ahead::Byte(byte) => buf.put_slice(&[byte]),
+            Ahead::End => {
+                self.ahead = Ahead::End;
+                return Poll::Ready(Ok(()));
+            }
+            Ahead::Hyper | Ahead::Nothing => {}
+        }
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        match (&read, ahead) {
+            (Poll::Pending, Ahead::Byte(_)) => Poll::Ready(Ok(())),
+            (Poll::Pending, _) => {
+                self.ahead = Ahead::Hyper;
+                Poll::Pending
+            }
+            (Poll::Ready(_), _) => read,
+        }
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Outlet<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Outlet<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -219,6 +278,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Outlet<S> {
         // hyper flushes us only once its own buffer is empty.
         self.within = false;
         ready!(self.poll_early(cx))?;
+        self.look(cx);
         Pin::new(&mut self.io).poll_flush(cx)
     }
 

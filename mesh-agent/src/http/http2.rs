@@ -83,19 +83,19 @@ where
         let (parts, stream) = request.into_parts();
         let body = Incoming::of_stream(stream, &parts.headers);
         let request = Request::from_parts(parts, body);
-        tasks.spawn_local(answer(respond(request, early.clone()), early, reply, head));
+        let responding = Box::pin(respond(request, early.clone()));
+        tasks.spawn_local(answer(responding, early, reply, head));
     }
 }
 
 /// One stream: informational responses, the final one, its body. A client that resets the stream
-/// ends the work for it.
+/// ends the work for it. What responds is large, and let go of before the body: hence the box.
 async fn answer(
-    responding: impl Future<Output = Response<ResponseBody>>,
+    mut responding: Pin<Box<impl Future<Output = Response<ResponseBody>>>>,
     early: Early,
     mut reply: SendResponse<Bytes>,
     head: bool,
 ) {
-    let mut responding = Box::pin(responding);
     let response = poll_fn(|cx| {
         // First: a body that breaks off with the stream fails at its endpoint. An error here is a
         // connection that is gone.

@@ -251,7 +251,9 @@ impl<C: Connect> Flow<'_, C> {
     ) -> Option<Spare> {
         // After a change of protocol there is no second attempt, and no copy.
         let ordinary = self.switch == Switch::No;
-        let keep = ordinary && retry::keeps(self.plan.retries, self.to.grpc, self.plan.version);
+        let has_body = !body.is_end_stream();
+        let kind = (self.to.grpc, has_body);
+        let keep = ordinary && retry::keeps(self.plan.retries, kind, self.plan.version);
         let copies = match self.plan.mirrors {
             [] => None,
             _ => ordinary.then(|| Copies::of(self)).flatten(),
@@ -259,7 +261,6 @@ impl<C: Connect> Flow<'_, C> {
         if !keep && copies.is_none() {
             return None;
         }
-        let has_body = !body.is_end_stream();
         let taps = copies.map_or_else(Vec::new, |copies| {
             let size = has_body.then(|| body.size_hint());
             copies.send(parts, size.as_ref())

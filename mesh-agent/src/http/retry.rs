@@ -46,7 +46,11 @@ impl Outcome {
 
 /// Whether the policy has conditions that can hold once something of a request was sent: then its
 /// head and body must be kept. `endpoint`: what is spoken to it.
-pub(super) fn keeps(policy: &RetryPolicy, grpc: bool, endpoint: HttpVersion) -> bool {
+pub(super) fn keeps(
+    policy: &RetryPolicy,
+    (grpc, body): (bool, bool),
+    endpoint: HttpVersion,
+) -> bool {
     const OF_ANSWERS: RetryOn = RetryOn::SERVER_ERROR
         .with(RetryOn::GATEWAY_ERROR)
         .with(RetryOn::RESET)
@@ -57,13 +61,13 @@ pub(super) fn keeps(policy: &RetryPolicy, grpc: bool, endpoint: HttpVersion) -> 
         .with(RetryOn::INTERNAL)
         .with(RetryOn::RESOURCE_EXHAUSTED)
         .with(RetryOn::UNAVAILABLE);
-    // Only HTTP/2 has a word for it.
+    // Only HTTP/2 has a word for it. What has no body comes back from the connection.
     const OF_REFUSALS: RetryOn = RetryOn::REFUSED_STREAM.with(RetryOn::RESET_BEFORE_REQUEST);
     policy.attempts > 0
         && (policy.on.has(OF_ANSWERS)
             || !policy.statuses.is_empty()
             || (grpc && policy.on.has(OF_GRPC))
-            || (endpoint == HttpVersion::Http2 && policy.on.has(OF_REFUSALS)))
+            || (endpoint == HttpVersion::Http2 && body && policy.on.has(OF_REFUSALS)))
 }
 
 /// Whether the policy wants another attempt after this outcome.
@@ -213,17 +217,18 @@ mod tests {
     #[test]
     fn only_what_may_be_sent_again_is_kept() {
         use HttpVersion::{Http1, Http2};
-        assert!(!keeps(&RetryPolicy::default(), false, Http1));
-        assert!(keeps(&RetryPolicy::default(), true, Http1));
-        assert!(keeps(&RetryPolicy::default(), false, Http2));
-        assert!(keeps(&on(RetryOn::RESET, &[]), false, Http1));
-        assert!(keeps(&on(RetryOn::default(), &[429]), false, Http1));
+        assert!(!keeps(&RetryPolicy::default(), (false, true), Http1));
+        assert!(keeps(&RetryPolicy::default(), (true, true), Http1));
+        assert!(keeps(&RetryPolicy::default(), (false, true), Http2));
+        assert!(keeps(&on(RetryOn::RESET, &[]), (false, true), Http1));
+        assert!(keeps(&on(RetryOn::default(), &[429]), (false, true), Http1));
         for refused in [RetryOn::REFUSED_STREAM, RetryOn::RESET_BEFORE_REQUEST] {
-            assert!(keeps(&on(refused, &[]), false, Http2));
-            assert!(!keeps(&on(refused, &[]), false, Http1));
+            assert!(keeps(&on(refused, &[]), (false, true), Http2));
+            assert!(!keeps(&on(refused, &[]), (false, false), Http2));
+            assert!(!keeps(&on(refused, &[]), (false, true), Http1));
         }
-        assert!(!keeps(&on(RetryOn::CONNECT_FAILURE, &[]), true, Http2));
+        assert!(!keeps(&on(RetryOn::CONNECT_FAILURE, &[]), (true, true), Http2));
         let never = RetryPolicy { attempts: 0, ..on(RetryOn::RESET, &[429]) };
-        assert!(!keeps(&never, true, Http2));
+        assert!(!keeps(&never, (true, true), Http2));
     }
 }

@@ -117,9 +117,12 @@ async fn serve_http1<C: Connect, S: ByteStream + 'static>(
             Ok::<_, Infallible>(response)
         }
     });
-    let outlet = TokioIo::new(Outlet::new(io, current.clone()));
-    let mut http =
-        http1::Builder::new().max_buf_size(http2::MAX_BUFFER).serve_connection(outlet, service);
+    let outlet = Outlet::new(io, current.clone(), connection.ending.gone.clone());
+    let mut http = http1::Builder::new()
+        // The outlet sees the client go.
+        .half_close(true)
+        .max_buf_size(http2::MAX_BUFFER)
+        .serve_connection(TokioIo::new(outlet), service);
     let ended = tokio::select! {
         biased;
         // Before what comes of it: a request whose body has broken off fails at its endpoint.
@@ -138,7 +141,12 @@ async fn serve_http1<C: Connect, S: ByteStream + 'static>(
     }
     let parts = http.into_parts();
     let handover = connection.handover.borrow_mut().take();
-    let mut io = Prefixed::new(parts.read_buf, parts.io.into_inner().into_inner());
+    let (io, byte) = parts.io.into_inner().into_parts();
+    let read = match byte {
+        Some(byte) => [&parts.read_buf[..], &[byte]].concat().into(),
+        None => parts.read_buf,
+    };
+    let mut io = Prefixed::new(read, io);
     match handover {
         Some(handover) => upgrade::copy(io, handover).await,
         // hyper has shut it down already unless it was closed by the client.

@@ -144,3 +144,46 @@ fn a_client_that_goes_while_its_answer_comes_ends_it() {
         assert_eq!(world.counted(), ["200 DC 1"]);
     });
 }
+
+/// The look for a client's end takes nothing from what it sends ahead.
+#[test]
+fn what_a_client_sends_while_it_waits_is_kept() {
+    run(async {
+        let world = mesh(Protocol::Http, None);
+        let second = Duration::from_secs(1);
+        world.listen(
+            A,
+            raw(move |mut io| async move {
+                let path = |head: &str| head.split(' ').nth(1).unwrap().to_owned();
+                for _ in 0..2 {
+                    let path = path(&read_until(&mut io, "\r\n\r\n").await);
+                    tokio::time::sleep(second).await;
+                    write(&mut io, &format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{path}"))
+                        .await;
+                }
+                read_until(&mut io, "\r\n\r\n").await;
+                tokio::time::sleep(second).await;
+                let switch = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
+                              upgrade: x\r\n\r\n";
+                write(&mut io, switch).await;
+                assert_eq!(read_until(&mut io, "ahead").await, "sent ahead");
+                write(&mut io, "heard").await;
+            }),
+        );
+        let mut io = world.open(&world.client, VIP, HttpVersion::Http1);
+        let upgrade = "GET /c HTTP/1.1\r\nhost: web\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
+        let pieces =
+            ["GET /a HTTP/1.1\r\nhost: web\r\n\r\n", "GE", "T /b HTTP/1.1\r\nhost: web\r\n\r\n"];
+        for piece in pieces {
+            write(&mut io, piece).await;
+            tokio::time::sleep(second / 10).await;
+        }
+        assert!(read_until(&mut io, "/a").await.starts_with("HTTP/1.1 200 OK\r\n"));
+        assert!(read_until(&mut io, "/b").await.starts_with("HTTP/1.1 200 OK\r\n"));
+        for piece in [upgrade, "sent ", "ahead"] {
+            write(&mut io, piece).await;
+            tokio::time::sleep(second / 10).await;
+        }
+        assert!(read_until(&mut io, "heard").await.starts_with("HTTP/1.1 101 "));
+    });
+}
