@@ -186,6 +186,21 @@ impl<S: AsyncWrite + Unpin> Outlet<S> {
     }
 }
 
+impl<S: AsyncRead + AsyncWrite + Unpin> Outlet<S> {
+    /// Before hyper writes: nothing goes to a client that has gone, however fast the answer was.
+    fn poll_begin(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.within {
+            self.look(cx);
+            if matches!(self.ahead, Ahead::End) {
+                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            }
+        }
+        ready!(self.poll_early(cx))?;
+        self.within = true;
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl<S: AsyncRead + Unpin> Outlet<S> {
     /// Looks whether the client has gone while its request is under way. hyper could, too, but would
     /// take a new buffer of 8 KiB for it with each request, as the old one is held by the head.
@@ -238,14 +253,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Outlet<S> {
             Ahead::Hyper | Ahead::Nothing => {}
         }
         let read = Pin::new(&mut self.io).poll_read(cx, buf);
-        match (&read, ahead) {
-            (Poll::Pending, Ahead::Byte(_)) => Poll::Ready(Ok(())),
-            (Poll::Pending, _) => {
-                self.ahead = Ahead::Hyper;
-                Poll::Pending
-            }
-            (Poll::Ready(_), _) => read,
+        if matches!(ahead, Ahead::Byte(_)) && read.is_pending() {
+            return Poll::Ready(Ok(()));
         }
+        // It waits, or has come to the end, and knows.
+        if buf.filled().is_empty() {
+            self.ahead = Ahead::Hyper;
+        }
+        read
     }
 }
 
@@ -255,8 +270,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Outlet<S> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_early(cx))?;
-        self.within = true;
+        ready!(self.poll_begin(cx))?;
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
@@ -265,8 +279,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Outlet<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_early(cx))?;
-        self.within = true;
+        ready!(self.poll_begin(cx))?;
         Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
 

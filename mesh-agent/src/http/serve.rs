@@ -119,7 +119,7 @@ async fn serve_http1<C: Connect, S: ByteStream + 'static>(
     });
     let outlet = Outlet::new(io, current.clone(), connection.ending.gone.clone());
     let mut http = http1::Builder::new()
-        // The outlet sees the client go.
+        // The outlet sees the client go, and takes no buffer for it.
         .half_close(true)
         .max_buf_size(http2::MAX_BUFFER)
         .serve_connection(TokioIo::new(outlet), service);
@@ -130,7 +130,11 @@ async fn serve_http1<C: Connect, S: ByteStream + 'static>(
         ended = &mut http => ended,
         () = connection.ending.last.cancelled() => {
             std::pin::Pin::new(&mut http).graceful_shutdown();
-            (&mut http).await
+            tokio::select! {
+                biased;
+                () = connection.ending.gone.cancelled() => return Err(ServeError::Gone),
+                ended = &mut http => ended,
+            }
         }
     };
     if let Err(error) = ended {
