@@ -7,7 +7,8 @@
 //!
 //! hyper's HTTP/1 server cannot write them. [`Outlet`] writes them below it: only while hyper has
 //! flushed all that it had, so never in the middle of another message, and before the final
-//! response, which waits until the queue is empty.
+//! response, which waits until the queue is empty. From the same place it looks whether the client has
+//! gone while hyper does not read.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
